@@ -1,0 +1,8 @@
+"""Four worker processes, one store of sessions."""
+
+import os
+
+chdir = os.path.dirname(os.path.abspath(__file__))
+wsgi_app = "app:app"
+workers = 4
+threads = 4  # browsers open connections ahead of use; a thread waits for them, not a worker

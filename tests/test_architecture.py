@@ -158,6 +158,8 @@ def _module(file: Path, package: Path) -> str:
 def _arrows(module: str, tree: ast.Module, package: Path) -> Iterator[Arrow]:
     for_types = {id(part) for node in ast.walk(tree) if _is_typing(node) for part in ast.walk(node)}
     for node in ast.walk(tree):
+        if not isinstance(node, ast.Import | ast.ImportFrom):
+            continue
         for target, names in _targets(node, module, package):
             ours = target == NAME or target.startswith(f"{NAME}.")
             inner = target[len(NAME) + 1 :] if ours else target
@@ -168,12 +170,14 @@ def _is_typing(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
 
 
-def _targets(node: ast.AST, module: str, package: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _targets(
+    node: ast.Import | ast.ImportFrom, module: str, package: Path
+) -> Iterator[tuple[str, tuple[str, ...]]]:
     """The full names of the modules that a statement imports, each with what it takes from it."""
     if isinstance(node, ast.Import):
         for alias in node.names:
             yield alias.name, ()
-    elif isinstance(node, ast.ImportFrom):
+    else:
         base = _base(node, module, package)
         for name in (alias.name for alias in node.names):
             inner = package.parent.joinpath(*base.split("."), name)

@@ -23,6 +23,7 @@ from flask_hybridsession import HybridSession
 
 app = Flask(__name__)
 app.config["SESSION_COOKIE_SUBDOMAINS"] = True
+app.config.from_prefixed_env()  # FLASK_SESSION_DIR=/somewhere
 HybridSession(app)
 
 PAGE = """

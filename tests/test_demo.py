@@ -56,8 +56,11 @@ class Server:
 
     def answers(self) -> bool:
         assert self.process.poll() is None, f"ended with {self.process.returncode}"
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+        try:
+            with urllib.request.urlopen(self.url) as response:
+                return bool(response.status == 200)
+        except (ConnectionError, urllib.error.URLError):
+            return False
 
     def workers(self) -> list[int]:
         found = []

@@ -1,0 +1,304 @@
+"""The image: the sessions as the log has made them, in an LMDB file that all workers map.
+
+It is fast, never synced, and can always be made again from the log. It is believed only within
+the same boot of the machine, beside the same log file, up to the position that it names.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from math import inf
+from struct import Struct, unpack_from
+from typing import Any, NamedTuple
+
+import lmdb
+
+from ...core.change import Record
+from ...core.errors import CorruptData
+from .frame import dumps, loads
+
+#: Raised by one when the layout below changes: an image of another format is made again.
+FORMAT = 1
+META = b"meta"
+
+_SPACE = 1 << 38
+_LEAST_SPACE = 1 << 26
+
+
+class Meta(NamedTuple):
+    """Where the image stands: beside which log, and up to which position and commit number.
+
+    ``floor`` is the size that the log had when its generation began.
+    """
+
+    format: int
+    boot: bytes
+    device: int
+    inode: int
+    generation: int
+    position: int
+    sequence: int
+    floor: int
+
+
+_META = Struct("<Q16s6Q")
+pack_meta, unpack_meta = _META.pack, _META.unpack
+
+
+class State(NamedTuple):
+    """A session with what the provider keeps beside it.
+
+    ``version`` is the number of the last frame that changed it; ``aliases`` are pairs of an old key
+    and the moment until which it leads here.
+    """
+
+    version: int
+    record: Record
+    aliases: list[tuple[bytes, float]]
+
+
+def encode(state: State) -> bytes:
+    """The session as it stands in the image, and in create and snapshot frames."""
+    version, (_, values, created, touched, deadline, user, device), aliases = state
+    if type(values) is not dict:
+        values = dict(values)
+    return dumps((version, created, touched, deadline, user, device, aliases, values))
+
+
+def decode(key: str, blob: bytes) -> State:
+    """What ``encode`` was given. Raises ``CorruptData``."""
+    try:
+        version, created, touched, deadline, user, device, aliases, values = loads(blob)
+    except ValueError:
+        raise CorruptData(f"session {key[:12]}... cannot be read") from None
+    return State(version, Record(key, values, created, touched, deadline, user, device), aliases)
+
+
+_DUE = Struct(">d32s")
+_pack_due = _DUE.pack
+_ALIAS = Struct("<32sd")
+
+
+def due_key(moment: float, key: bytes) -> bytes:
+    """The index entry of a deadline: bytes that sort as the moments do."""
+    return _pack_due(moment if moment > 0 else 0.0, key)
+
+
+def user_key(user: str) -> bytes:
+    """The start of the index entries of a user: of one length, whatever the user's name is."""
+    from hashlib import sha256
+
+    return sha256(user.encode("utf-8", "surrogatepass")).digest()
+
+
+class Image:
+    """The open LMDB environment and its named databases."""
+
+    def __init__(self, path: str, space: int = _SPACE, readers: int = 2048) -> None:
+        self.path = path
+        self.env = _open(path, space, readers)
+        self.begin = self.env.begin
+        self.sessions = self.env.open_db(b"sessions")
+        self.deadlines = self.env.open_db(b"deadlines")
+        self.users = self.env.open_db(b"users")
+        self.aliases = self.env.open_db(b"aliases")
+        self.locks = self.env.open_db(b"locks")
+        self.env.reader_check()
+
+    def close(self) -> None:
+        """Let go of the file. No transaction may be open."""
+        self.env.close()
+
+    def meta(self) -> Meta | None:
+        """Where the image stands, or None while it is being made."""
+        txn = self.begin()
+        try:
+            data = txn.get(META)
+        finally:
+            txn.abort()
+        return (
+            Meta._make(unpack_meta(data)) if data is not None and len(data) == _META.size else None
+        )
+
+    def set_meta(self, meta: Meta) -> None:
+        """From here on the image is complete and stands where ``meta`` says."""
+        txn = self.begin(write=True)
+        try:
+            txn.put(META, pack_meta(*meta))
+            txn.commit()
+        except BaseException:
+            txn.abort()
+            raise
+
+    def get(self, txn: Any, key: bytes) -> State | None:
+        """The state of the session under ``key`` itself, dead or alive."""
+        blob = txn.get(key, None, self.sessions)
+        return None if blob is None else decode(key.hex(), blob)
+
+    def target(self, txn: Any, key: bytes, now: float) -> bytes | None:
+        """The key that a live alias leads to."""
+        data = txn.get(key, None, self.aliases)
+        if data is None:
+            return None
+        target, until = _ALIAS.unpack(data)
+        return target if now < until else None
+
+    def put(self, txn: Any, key: bytes, state: State, old: State | None) -> None:
+        """Store a session over ``old``, and keep the indexes right. Aliases are not looked at."""
+        record = state.record
+        txn.put(key, encode(state), True, True, False, self.sessions)
+        deadline, user = record.deadline, record.user
+        if old is None:
+            was, who = inf, None
+        else:
+            was, who = old.record.deadline, old.record.user
+        if deadline != was:
+            if was != inf:
+                txn.delete(due_key(was, key), b"", self.deadlines)
+            if deadline != inf:
+                txn.put(due_key(deadline, key), b"", True, True, False, self.deadlines)
+        if user != who:
+            if who is not None:
+                txn.delete(user_key(who) + key, b"", self.users)
+            if user is not None:
+                txn.put(user_key(user) + key, b"", True, True, False, self.users)
+
+    def remove(self, txn: Any, key: bytes, state: State) -> None:
+        """Delete a session, its index entries and its aliases."""
+        record = state.record
+        txn.delete(key, b"", self.sessions)
+        if record.deadline != inf:
+            txn.delete(due_key(record.deadline, key), b"", self.deadlines)
+        if record.user is not None:
+            txn.delete(user_key(record.user) + key, b"", self.users)
+        for alias, until in state.aliases:
+            self.remove_alias(txn, alias, until)
+
+    def put_alias(self, txn: Any, alias: bytes, target: bytes, until: float) -> None:
+        """Let ``alias`` lead to ``target``; its end stands among the deadlines."""
+        txn.put(alias, _ALIAS.pack(target, until), True, True, False, self.aliases)
+        if until != inf:
+            txn.put(due_key(until, alias), b"a", True, True, False, self.deadlines)
+
+    def remove_alias(self, txn: Any, alias: bytes, until: float) -> None:
+        """Undo ``put_alias``."""
+        txn.delete(alias, b"", self.aliases)
+        if until != inf:
+            txn.delete(due_key(until, alias), b"", self.deadlines)
+
+    def due(self, txn: Any, now: float) -> Iterator[tuple[bytes, bool]]:
+        """The keys whose deadline is past, earliest first, and whether each is an alias."""
+        last = due_key(now, b"\xff" * 32)
+        with txn.cursor(self.deadlines) as cursor:
+            for entry, kind in cursor:
+                if entry > last:
+                    return
+                yield entry[8:], kind == b"a"
+
+    def scan(self, txn: Any, start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """Keys and encoded sessions in the order of keys, from ``start`` on."""
+        with txn.cursor(self.sessions) as cursor:
+            if cursor.set_range(start):
+                yield from cursor
+
+    def grow(self) -> None:
+        """Make room. No transaction may be open in this process."""
+        self.env.set_mapsize(0)  # what another process has made of it by now
+        size = self.env.info()["map_size"]
+        if self.env.info()["last_pgno"] * self.env.stat()["psize"] * 2 > size:
+            self.env.set_mapsize(size * 2)
+
+
+def index(
+    key: bytes,
+    state: State,
+    due: list[tuple[bytes, bytes]],
+    users: list[tuple[bytes, bytes]],
+    aliases: list[tuple[bytes, bytes]],
+) -> None:
+    """Append what the three indexes say of a session."""
+    record = state.record
+    if record.deadline != inf:
+        due.append((due_key(record.deadline, key), b""))
+    if record.user is not None:
+        users.append((user_key(record.user) + key, b""))
+    for alias, until in state.aliases:
+        aliases.append((alias, _ALIAS.pack(key, until)))
+        if until != inf:
+            due.append((due_key(until, alias), b"a"))
+
+
+def _open(path: str, space: int, readers: int) -> Any:
+    """Open with as much address space as can be had: it costs nothing until it is used."""
+    while True:
+        try:
+            return lmdb.open(
+                path,
+                subdir=False,
+                map_size=space,
+                mode=0o600,
+                sync=False,
+                metasync=False,
+                readahead=False,
+                meminit=False,
+                max_dbs=5,
+                max_readers=readers,
+                max_spare_txns=16,
+            )
+        except (lmdb.MemoryError, MemoryError):
+            if space <= _LEAST_SPACE:
+                raise
+            space //= 2
+
+
+def is_whole(path: str) -> bool:
+    """Whether the file holds all the pages that it claims: to map a shorter one is fatal."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(1 << 17)
+            size = os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        return False
+    newest = -1
+    last = -1
+    if len(head) < 4096:
+        return False
+    (page,) = unpack_from("<I", head, _PAGE_SIZE_AT)
+    for start in (0, page):
+        if len(head) < start + 160 or page < 512:
+            return False
+        magic, version = unpack_from("<II", head, start + 16)
+        last_page, txnid = unpack_from("<QQ", head, start + _LAST_PAGE_AT)
+        if magic != 0xBEEFC0DE or version != 1:
+            return False
+        if txnid > newest:
+            newest, last = txnid, last_page
+    return size >= (last + 1) * page
+
+
+# Offsets in LMDB's meta pages, 64-bit: page header 16, magic and version 8, address 8, map size 8,
+# then two database records of 48, the first of which begins with the page size.
+_PAGE_SIZE_AT = 16 + 8 + 8 + 8
+_LAST_PAGE_AT = _PAGE_SIZE_AT + 2 * 48
+
+
+def boot_id() -> bytes:
+    """Names this boot of the machine: what was not synced is lost when it changes."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+            return bytes.fromhex(file.read().strip().replace(b"-", b"").decode())
+    except FileNotFoundError:
+        return _boot_time()
+
+
+def _boot_time() -> bytes:
+    """Elsewhere than on Linux: the moment of the boot, which no clock step may shift by much."""
+    import subprocess
+
+    answer = subprocess.run(
+        ["sysctl", "-n", "kern.boottime"], capture_output=True, check=True
+    ).stdout
+    from hashlib import sha256
+
+    return sha256(answer).digest()[:16]

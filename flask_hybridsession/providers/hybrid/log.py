@@ -1,0 +1,171 @@
+"""The log file: append, cut, sync, read back.
+
+It is always named ``log``. A new generation is written beside it, synced, and renamed over it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from mmap import ACCESS_READ, mmap
+
+from ...core.errors import ConfigError
+from .frame import (
+    HEADER_SIZE,
+    SNAPSHOT,
+    VERSION,
+    Buffer,
+    Frame,
+    Gap,
+    Header,
+    pack,
+    parse,
+    parse_header,
+    resync,
+)
+
+
+class Log:
+    """An open log file of one generation. Closed when nobody refers to it any more."""
+
+    def __init__(self, fd: int, header: Header) -> None:
+        self.fd = fd
+        self.header = header
+        self.generation = header.generation
+        self.salt = header.salt
+        status = os.fstat(fd)
+        self.device, self.inode = status.st_dev, status.st_ino
+
+    def __del__(self) -> None:
+        # By reference count: another thread may be in fdatasync while a new generation begins.
+        os.close(self.fd)
+
+    @classmethod
+    def create(cls, path: str, header: Header) -> Log:
+        """A new file, in place of any other at ``path``."""
+        remove(path)
+        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        log = cls(fd, header)
+        log.append(header.pack())
+        return log
+
+    @classmethod
+    def open(cls, path: str) -> Log | None:
+        """The log at ``path``; None when there is none or its header is lost.
+
+        Raises ``ConfigError`` for a newer format and for a file that may not be opened.
+        """
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ConfigError(f"SESSION_DIR: {path} cannot be opened: {error.strerror}.") from None
+        try:
+            header = parse_header(os.pread(fd, HEADER_SIZE, 0))
+            if header is not None and header.version > VERSION:
+                raise ConfigError(
+                    f"SESSION_DIR: {path} was written by a newer version of Flask-HybridSession "
+                    f"(format {header.version}, this one reads {VERSION}). Install that version, "
+                    "or set SESSION_DIR to another directory. Nothing was changed."
+                )
+            if header is not None:
+                if stat.S_IMODE(os.fstat(fd).st_mode) != 0o600:
+                    os.fchmod(fd, 0o600)
+                fd, kept = -1, fd
+                return cls(kept, header)
+        finally:
+            if fd >= 0:
+                os.close(fd)
+        return None
+
+    def append(self, data: bytes) -> None:
+        """Write ``data`` at the end, whole: a short write raises ``OSError`` (cut it back)."""
+        written = os.write(self.fd, data)
+        while written < len(data):
+            # The second try tells why: no space, a limit, a broken disk.
+            written += os.write(self.fd, data[written:])
+
+    def cut(self, position: int) -> None:
+        """Forget what stands behind ``position``."""
+        os.ftruncate(self.fd, position)
+
+    def sync(self) -> None:
+        """Wait until all that was appended is on the disk."""
+        os.fdatasync(self.fd)
+
+    def size(self) -> int:
+        """Bytes in the file."""
+        return os.fstat(self.fd).st_size
+
+    def is_at(self, path: str) -> bool:
+        """Whether ``path`` still names this very file."""
+        try:
+            status = os.stat(path)
+        except FileNotFoundError:
+            return False
+        return (status.st_dev, status.st_ino) == (self.device, self.inode)
+
+    def entries(self, start: int = HEADER_SIZE) -> Iterator[tuple[int, Frame | Gap]]:
+        """Everything in the file from ``start`` on, each with its offset."""
+        size = self.size()
+        if size <= start:
+            return
+        with mmap(self.fd, size, access=ACCESS_READ) as buffer:
+            yield from walk(buffer, start, self.generation, self.salt)
+
+    def tail(self, start: int, end: int) -> Iterator[Frame]:
+        """The frames between two positions that a writer has vouched for."""
+        while start < end:
+            data = os.pread(self.fd, min(end - start, 1 << 20), start)
+            offset = 0
+            while (frame := parse(data, offset, self.generation, self.salt)) is not None:
+                yield frame
+                offset += frame.size
+            if not offset:
+                data = os.pread(self.fd, end - start, start)
+                frame = parse(data, 0, self.generation, self.salt)
+                if frame is None:
+                    raise OSError(f"the log is damaged at {start}")
+                yield frame
+                offset = frame.size
+            start += offset
+
+    def packed(self, frame: Frame) -> bytes:
+        """The bytes of ``frame`` in this log."""
+        return pack(frame, self.generation, self.salt)
+
+
+def walk(
+    buffer: Buffer, offset: int, generation: int, salt: int
+) -> Iterator[tuple[int, Frame | Gap]]:
+    """Frames and gaps from ``offset`` to the end. Sequence numbers only ever grow."""
+    after = 0
+    while offset < len(buffer):
+        frame = parse(buffer, offset, generation, salt)
+        if frame is None:
+            gap = resync(buffer, offset, after, generation, salt)
+            yield offset, gap
+            offset = gap.end
+        else:
+            yield offset, frame
+            offset += frame.size
+            after = 0 if frame.op == SNAPSHOT else frame.sequence
+
+
+def remove(path: str) -> None:
+    """Delete a file that may be absent."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def sync_directory(directory: str) -> None:
+    """Make a rename in ``directory`` durable."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,361 @@
+"""``SESSION_TYPE = "hybrid"``: durable sessions, shared by all workers of a machine, in a directory."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import isfinite
+from struct import Struct
+from typing import TYPE_CHECKING, Any
+
+import lmdb
+
+from ...core.change import Change, Record, decide
+from ...core.errors import ConfigError, KeyTaken, SessionGone
+from ...core.provider import Lists, Locks, Provider, Reports, Users
+from .compact import compact
+from .frame import CREATE, DESTROY, FORGET, MODIFY, RENAME, pack_change, pack_rename
+from .image import State, decode, encode, user_key
+from .recovery import renamed
+from .store import Store, Tuning, Turn, acquire, release
+from .words import EPOCH, SYNCED
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from ...core.settings import Settings
+
+_DURABILITIES = ("always", "interval", "never")
+_LEASE = Struct("<16sd")
+_PAGE = 500
+_unhex = bytes.fromhex
+
+
+class HybridProvider(Provider, Lists, Users, Locks, Reports):
+    """Sessions in ``directory``, made if it is missing (mode 0700, files 0600).
+
+    ``durability`` says when a commit is acknowledged: ``"always"``, when it is on the disk;
+    ``"interval"``, when every worker sees it, and it is on the disk within ``sync_interval``
+    seconds; ``"never"``, when the operating system sees fit. A killed process loses nothing with
+    any of them. Providers of one directory may differ: each waits for its own commits.
+
+    ``patience`` is how many seconds a writer waits for the others before ``ProviderUnavailable``;
+    ``compact_bytes`` and ``compact_factor``: the log is rewritten when it is larger than this, and
+    than this times its size after the last rewriting; ``map_bytes`` is the address space to begin
+    with. The first provider of a directory in a process sets these, and ``sync_interval``.
+
+    Raises ``ConfigError`` for a directory that cannot be used.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        durability: str = "interval",
+        sync_interval: float = 1.0,
+        patience: float = 5.0,
+        compact_bytes: int = 16 << 20,
+        compact_factor: float = 2.0,
+        map_bytes: int = 1 << 38,
+    ) -> None:
+        path = os.fspath(directory)
+        if not path:
+            raise ConfigError("SESSION_DIR must name a directory.")
+        if durability not in _DURABILITIES:
+            raise ConfigError(
+                f"SESSION_DURABILITY must be one of {', '.join(map(repr, _DURABILITIES))}."
+            )
+        if not (isfinite(sync_interval) and sync_interval > 0):
+            raise ConfigError("SESSION_SYNC_INTERVAL must be more than 0 seconds.")
+        tuning = Tuning(sync_interval, patience, compact_bytes, compact_factor, map_bytes)
+        self._store: Store = acquire(path, tuning)
+        self._wait = durability == "always"
+        if durability == "interval":
+            self._store.syncing = True
+        self._closed = False
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        """``SESSION_DIR``, ``SESSION_DURABILITY``, ``SESSION_SYNC_INTERVAL``, ``SESSION_OPTIONS``."""
+        options: dict[str, Any] = {
+            "durability": settings.durability,
+            "sync_interval": settings.sync_interval,
+            **settings.options,
+        }
+        return cls(options.pop("directory", settings.directory), **options)
+
+    def load(self, key: str, now: float) -> Record | None:
+        store = self._store
+        raw = _unhex(key)
+        try:
+            begin = store.tickets.pop()
+        except IndexError:
+            begin = store.enter()
+        try:
+            if store.view[EPOCH] != store.epoch:
+                blob = None
+            else:
+                txn = begin(store.image.sessions)
+                blob = txn.get(raw)
+                txn.abort()
+        except lmdb.Error:
+            blob = None  # read again below, with all the care
+        finally:
+            store.tickets.append(begin)
+        if blob is None:
+            return store.read(_find, raw, now)
+        record = decode(key, blob).record
+        return record if now < record.deadline else None
+
+    def commit(self, key: str, change: Change, now: float) -> None:
+        self._store.write(self._wait, _commit, key, change, now)
+
+    def rename(self, old: str, new: str, now: float, alias_until: float | None = None) -> None:
+        self._store.write(self._wait, _rename, old, new, now, alias_until)
+
+    def destroy(self, key: str) -> bool:
+        raw = _unhex(key)
+        return self._store.write(self._wait, _destroy, raw)
+
+    def next_deadline(self) -> float | None:
+        return self._store.read(_next_deadline)
+
+    def purge(self, now: float, limit: int) -> list[Record]:
+        deadline = self.next_deadline()
+        if deadline is None or deadline > now or limit <= 0:
+            return []
+        return self._store.write(self._wait, _purge, now, limit)
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            release(self._store)
+
+    def keys(self, now: float) -> Iterator[str]:
+        start: bytes | None = b""
+        while start is not None:
+            found, start = self._store.read(_some_keys, start, now)
+            yield from found
+
+    def count(self, now: float) -> int:
+        return self._store.read(_count)
+
+    def keys_of(self, user: str, now: float) -> list[str]:
+        return self._store.read(_keys_of, user, now)
+
+    @contextmanager
+    def lock(self, key: str, timeout: float, lease: float) -> Iterator[None]:
+        """Held by a row in the image: a lease in the machine's monotonic time, never logged."""
+        raw = _unhex(key)
+        token = secrets.token_bytes(16)
+        deadline = time.monotonic() + timeout
+        pause = 0.0005
+        while not self._try_lock(raw, token, lease):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("the session is locked by another request")
+            time.sleep(min(pause, left))
+            pause = min(pause * 1.5, 0.02)
+        try:
+            yield
+        finally:
+            self._store.write(False, _unlock, raw, token)
+
+    def _try_lock(self, key: bytes, token: bytes, lease: float) -> bool:
+        if self._store.read(_is_locked, key):
+            return False
+        return self._store.write(False, _lock, key, token, lease)
+
+    def compact(self) -> bool:
+        """Rewrite the log now. False when another worker is doing it."""
+        return compact(self._store)
+
+    def stats(self) -> dict[str, int | float | str]:
+        store = self._store
+        meta = store.meta()
+        return {
+            "sessions": self.count(0.0),
+            "durability": "always" if self._wait else "interval" if store.syncing else "never",
+            "generation": meta.generation,
+            "log_bytes": meta.position,
+            "image_bytes": os.path.getsize(store.path("image")),
+            "commits": meta.sequence,
+            "unsynced_commits": max(0, meta.sequence - store.view[SYNCED]),
+            "damaged_logs": sum(
+                name.startswith("damaged-") for name in os.listdir(store.directory)
+            ),
+        }
+
+
+# What follows runs in one transaction each: on ``txn`` and ``image`` to read, on a ``turn`` to write.
+
+
+def _find(txn: Any, image: Any, key: bytes, now: float) -> Record | None:
+    state = image.get(txn, key)
+    if state is None:
+        target = image.target(txn, key, now)
+        state = None if target is None else image.get(txn, target)
+    return state.record if state is not None and now < state.record.deadline else None
+
+
+def _resolve(turn: Turn, key: bytes, now: float) -> tuple[bytes, State | None]:
+    """The stored session that ``key`` or a live alias names, and its own key."""
+    state = turn.image.get(turn.txn, key)
+    if state is None:
+        target = turn.image.target(turn.txn, key, now)
+        if target is not None:
+            return target, turn.image.get(turn.txn, target)
+    return key, state
+
+
+def _commit(turn: Turn, key: str, change: Change, now: float) -> None:
+    raw, state = _resolve(turn, _unhex(key), now)
+    record = decide(None if state is None else state.record, key, change, now)
+    if change.create:
+        _create(turn, raw, record, state)
+        return
+    assert state is not None
+    turn.add(MODIFY, raw, pack_change(change), state.version)
+    turn.image.put(turn.txn, raw, State(turn.sequence, record, state.aliases), state)
+
+
+def _create(turn: Turn, key: bytes, record: Record, expired: State | None) -> None:
+    if expired is not None:
+        _remove(turn, key, expired)
+    _drop_alias(turn, key)
+    state = State(turn.sequence + 1, record, [])
+    turn.add(CREATE, key, encode(state), 0)
+    turn.image.put(turn.txn, key, state, None)
+
+
+def _remove(turn: Turn, key: bytes, state: State) -> None:
+    turn.add(DESTROY, key, b"", state.version)
+    turn.image.remove(turn.txn, key, state)
+
+
+def _drop_alias(turn: Turn, alias: bytes) -> None:
+    """End an alias, if ``alias`` is one."""
+    txn, image = turn.txn, turn.image
+    entry = txn.get(alias, None, image.aliases)
+    if entry is None:
+        return
+    target = entry[:32]
+    state = image.get(txn, target)
+    for name, until in state.aliases:
+        if name == alias:
+            image.remove_alias(txn, alias, until)
+    turn.add(FORGET, target, alias, state.version)
+    kept = [pair for pair in state.aliases if pair[0] != alias]
+    image.put(txn, target, State(turn.sequence, state.record, kept), state)
+
+
+def _rename(turn: Turn, old: str, new: str, now: float, alias_until: float | None) -> None:
+    txn, image = turn.txn, turn.image
+    source, state = _resolve(turn, _unhex(old), now)
+    if state is None or now >= state.record.deadline:
+        raise SessionGone(old)
+    target = _unhex(new)
+    taken = image.get(txn, target)
+    if taken is not None:
+        if now < taken.record.deadline:
+            raise KeyTaken(new)
+        _remove(turn, target, taken)
+    _drop_alias(turn, target)
+    state = image.get(txn, source)
+    if alias_until is not None and alias_until <= now:
+        alias_until = None
+    turn.add(RENAME, source, pack_rename(target, alias_until), state.version)
+    moved = renamed(state, source, target, turn.sequence, alias_until)
+    image.remove(txn, source, state)
+    image.put(txn, target, moved, None)
+    for alias, until in moved.aliases:
+        image.put_alias(txn, alias, target, until)
+
+
+def _destroy(turn: Turn, key: bytes) -> bool:
+    from ...core import clock
+
+    key, state = _resolve(turn, key, clock.now())
+    if state is None:
+        return False
+    _remove(turn, key, state)
+    return True
+
+
+def _purge(turn: Turn, now: float, limit: int) -> list[Record]:
+    txn, image = turn.txn, turn.image
+    keys: list[tuple[bytes, bool]] = []
+    for entry in image.due(txn, now):
+        keys.append(entry)
+        if len(keys) == limit:
+            break
+    gone: list[Record] = []
+    for key, is_alias in keys:
+        if is_alias:
+            _drop_alias(turn, key)
+        elif (state := image.get(txn, key)) is not None:
+            _remove(turn, key, state)
+            gone.append(state.record)
+    return gone
+
+
+def _next_deadline(txn: Any, image: Any) -> float | None:
+    with txn.cursor(image.deadlines) as cursor:
+        return _MOMENT.unpack(cursor.key()[:8])[0] if cursor.first() else None
+
+
+_MOMENT = Struct(">d")
+
+
+def _count(txn: Any, image: Any) -> int:
+    return int(txn.stat(image.sessions)["entries"])
+
+
+def _some_keys(txn: Any, image: Any, start: bytes, now: float) -> tuple[list[str], bytes | None]:
+    """Live keys from ``start`` on, and where to go on: no transaction waits for the caller."""
+    found: list[str] = []
+    for count, (key, blob) in enumerate(image.scan(txn, start)):
+        if count == _PAGE:
+            return found, key
+        if now < decode(key.hex(), blob).record.deadline:
+            found.append(key.hex())
+    return found, None
+
+
+def _keys_of(txn: Any, image: Any, user: str, now: float) -> list[str]:
+    prefix = user_key(user)
+    found: list[str] = []
+    with txn.cursor(image.users) as cursor:
+        if cursor.set_range(prefix):
+            for entry in cursor.iternext(values=False):
+                if not entry.startswith(prefix):
+                    break
+                state = image.get(txn, entry[32:])
+                if now < state.record.deadline:
+                    found.append(entry[32:].hex())
+    return found
+
+
+def _is_locked(txn: Any, image: Any, key: bytes) -> bool:
+    lease = txn.get(key, None, image.locks)
+    return lease is not None and time.monotonic() < _LEASE.unpack(lease)[1]
+
+
+def _lock(turn: Turn, key: bytes, token: bytes, lease: float) -> bool:
+    txn, image = turn.txn, turn.image
+    if _is_locked(txn, image, key):
+        return False
+    txn.put(key, _LEASE.pack(token, time.monotonic() + lease), True, True, False, image.locks)
+    turn.dirty = True
+    return True
+
+
+def _unlock(turn: Turn, key: bytes, token: bytes) -> None:
+    txn, image = turn.txn, turn.image
+    lease = txn.get(key, None, image.locks)
+    if lease is not None and lease[:16] == token:
+        txn.delete(key, b"", image.locks)
+        turn.dirty = True

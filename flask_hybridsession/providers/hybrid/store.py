@@ -1,0 +1,749 @@
+"""The store: one per directory and process, shared by all providers that use the directory.
+
+It owns the log and the image, lets one writer at a time make a *turn*, and decides when what was
+written is on the disk. Order within a turn: judge, append to the log, commit the image. A writer
+killed anywhere in between leaves bytes behind the position that the image knows: the next one cuts
+them off.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from errno import ENOSPC
+from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
+from math import inf
+from typing import Any, NamedTuple, TypeVar
+
+import lmdb
+
+from ...core import clock
+from ...core.errors import ConfigError, ProviderUnavailable
+from . import compact as _compact
+from .frame import Frame
+from .image import FORMAT, META, Image, Meta, boot_id, is_whole, pack_meta, unpack_meta
+from .log import Log, remove
+from .recovery import Recovered, fill, replay
+from .words import EPOCH, POISONED, SYNCED, Words
+
+T = TypeVar("T")
+logger = logging.getLogger("flask_hybridsession.hybrid")
+
+
+class Tuning(NamedTuple):
+    """What rarely needs another value.
+
+    ``sync_interval`` seconds between syncs of what nobody waits for. ``patience`` is how long, in
+    seconds, a writer waits for its turn. The log is compacted when it is larger than
+    ``compact_bytes`` and ``compact_factor`` times what it was after the last time. ``map_bytes`` is
+    the address space to begin with; it grows when it must.
+    """
+
+    sync_interval: float = 1.0
+    patience: float = 5.0
+    compact_bytes: int = 16 << 20
+    compact_factor: float = 2.0
+    map_bytes: int = 1 << 38
+
+
+class Turn:
+    """What the one writer has in hand: the image to change, and the frames to log for it."""
+
+    __slots__ = (
+        "dirty",
+        "frames",
+        "image",
+        "log",
+        "position",
+        "sequence",
+        "switched",
+        "synced",
+        "txn",
+    )
+
+    def __init__(
+        self, txn: Any, image: Image, log: Log, position: int, sequence: int, synced: int
+    ) -> None:
+        self.txn = txn
+        self.image = image
+        self.log = log
+        self.position = position
+        self.sequence = sequence
+        self.synced = synced
+        self.frames: list[bytes] = []
+        self.dirty = False
+        self.switched: Log | None = None
+
+    def add(self, op: int, key: bytes, data: bytes, previous: int) -> None:
+        """Log one thing, as commit number ``sequence + 1``."""
+        self.sequence = sequence = self.sequence + 1
+        self.frames.append(self.log.packed(Frame(op, key, data, sequence, previous, self.synced)))
+
+    def switch(self, log: Log) -> None:
+        """Go on with another log, which is complete and in place."""
+        self.switched = log
+
+
+class Store:
+    """See the module."""
+
+    def __init__(self, directory: str, tuning: Tuning) -> None:
+        self.directory = directory
+        self.tuning = tuning
+        self.users = 0
+        self._reset()
+        self._ready()
+
+    def _reset(self) -> None:
+        self.image: Any = None
+        self.log: Any = None
+        self.words: Any = None
+        self.view: Any = None
+        self.epoch = -1
+        # A reader takes a ticket and gives it back: who holds all of them is alone.
+        self.tickets: list[Callable[..., Any]] = []
+        self.draining = False
+        self._made = 0
+        self._gate = threading.Lock()
+        self._mutex = threading.RLock()
+        self._busy = False
+        self._lock_fd = -1
+        self._sync_lock = threading.Lock()
+        self._unsynced = False
+        self._wake = threading.Event()
+        self._keeper: threading.Thread | None = None
+        self._compactor: threading.Thread | None = None
+        self._stopped = False
+        self._compact_at: float = inf
+        self._mend_after = -inf
+        self._suspicious = False
+        self.syncing = getattr(self, "syncing", False)
+
+    def path(self, name: str) -> str:
+        """A file in the directory."""
+        return os.path.join(self.directory, name)
+
+    # Readers
+
+    def enter(self) -> Callable[..., Any]:
+        """A new ticket, which is the function that begins a transaction. Append it to ``tickets``."""
+        while True:
+            try:
+                return self.tickets.pop()
+            except IndexError:
+                pass
+            if self.image is None or self.view[EPOCH] != self.epoch:
+                self._ready()
+            with self._gate:
+                if self.image is not None:
+                    self._made += 1
+                    return self.image.begin  # type: ignore[no-any-return]
+
+    def read(self, work: Callable[..., T], *args: Any) -> T:
+        """Call ``work(txn, image, *args)`` with a view of the image that does not change."""
+        for _ in range(100):
+            begin = self.enter()
+            try:
+                if self.view[EPOCH] == self.epoch:
+                    txn = begin()
+                    try:
+                        return work(txn, self.image, *args)
+                    finally:
+                        txn.abort()
+                stale = True
+            except lmdb.MapResizedError:
+                stale = False
+            except lmdb.ReadersFullError as error:
+                self.image.env.reader_check()
+                raise self.down(error) from error
+            except lmdb.Error as error:
+                raise self.down(error) from error
+            finally:
+                self.tickets.append(begin)
+            if stale:
+                self._ready()
+            else:
+                self._grow()
+        raise ProviderUnavailable("the session store does not come to rest")
+
+    def meta(self) -> Meta:
+        """Where the image stands."""
+        return self.read(lambda txn, image: Meta._make(unpack_meta(txn.get(META))))
+
+    def _drain(self) -> None:
+        """Take all tickets: from here on nobody reads. The mutex is held."""
+        self.draining = True
+        try:
+            got = 0
+            while got < self._made:
+                try:
+                    self.tickets.pop()
+                    got += 1
+                except IndexError:
+                    time.sleep(0.0002)
+            self._made = 0
+        finally:
+            self.draining = False
+
+    def _grow(self) -> None:
+        with self._mutex, self._gate:
+            if self.image is not None:
+                self._drain()
+                self.image.grow()
+
+    # Writers
+
+    def write(self, wait: bool, work: Callable[..., T], *args: Any) -> T:
+        """Call ``work(turn, *args)`` as the only writer, and make all of it happen or nothing.
+
+        With ``wait``, return when it is on the disk. Raises ``ProviderUnavailable``.
+        """
+        while True:
+            try:
+                result, sequence = self._turn(work, args)
+                break
+            except (lmdb.MapFullError, lmdb.MapResizedError):
+                self._grow()
+            except _Moved:
+                self._shut()
+            except (OSError, lmdb.Error) as error:
+                raise self.down(error) from error
+        if sequence:
+            if wait:
+                self.sync(sequence)
+            elif not self._unsynced:
+                self._unsynced = True
+                self._keep()
+                self._wake.set()
+        return result
+
+    def _turn(self, work: Callable[..., T], args: tuple[Any, ...]) -> tuple[T, int]:
+        if not self._mutex.acquire(timeout=self.tuning.patience):
+            raise ProviderUnavailable("another thread of this worker is writing for too long")
+        try:
+            if self._busy:
+                raise ProviderUnavailable("this very thread is in the middle of a write")
+            self._busy = True
+            return self._alone(work, args)
+        finally:
+            self._busy = False
+            self._mutex.release()
+
+    def _alone(self, work: Callable[..., T], args: tuple[Any, ...]) -> tuple[T, int]:
+        txn = None
+        written = False
+        try:
+            if self._lock_fd < 0:
+                self._prepare()
+            self._take_lock(self.tuning.patience)
+            if self.image is None or self.view[EPOCH] != self.epoch:
+                self._open()
+            image = self.image
+            txn = image.begin(write=True)
+            meta = unpack_meta(txn.get(META))
+            if not self._fits(meta):
+                txn.abort()
+                self._mend()
+                txn = image.begin(write=True)
+                meta = unpack_meta(txn.get(META))
+            _, boot, device, inode, generation, position, sequence, floor = meta
+            log = self.log
+            turn = Turn(txn, image, log, position, sequence, self.view[SYNCED])
+            result = work(turn, *args)
+            if turn.frames:
+                data = b"".join(turn.frames)
+                written = True
+                log.append(data)
+                position += len(data)
+                sequence = turn.sequence
+                txn.put(
+                    META,
+                    pack_meta(FORMAT, boot, device, inode, generation, position, sequence, floor),
+                )
+                txn.commit()
+                if position > self._compact_at:
+                    self._start_compaction()
+                return result, sequence
+            if turn.switched is not None:
+                self._switch(turn, boot)
+            elif turn.dirty:
+                txn.commit()
+            else:
+                txn.abort()
+            return result, 0
+        except BaseException:
+            if txn is not None:
+                txn.abort()
+            if written:
+                self._cut_back()
+            raise
+        finally:
+            if self._lock_fd >= 0:
+                flock(self._lock_fd, LOCK_UN)
+
+    def _take_lock(self, patience: float) -> None:
+        """Wait for the other workers, but not for ever: one of them may be stopped."""
+        fd = self._lock_fd
+        try:
+            return flock(fd, LOCK_EX | LOCK_NB)
+        except BlockingIOError:
+            pass
+        deadline = time.monotonic() + patience
+        pause = 0.0
+        tries = 0
+        while True:
+            tries += 1
+            time.sleep(pause)
+            try:
+                return flock(fd, LOCK_EX | LOCK_NB)
+            except BlockingIOError:
+                pass
+            if tries > 40:
+                pause = min(0.001, pause + 0.00002)
+                if time.monotonic() > deadline:
+                    raise ProviderUnavailable("another worker is writing for too long") from None
+
+    def _fits(self, meta: tuple[Any, ...]) -> bool:
+        """Whether the log in hand is the one that the image stands beside, and can be continued."""
+        _, _, device, inode, generation, position, _, floor = meta
+        if self.log is None or self.log.generation != generation:
+            self.log = Log.open(self.path("log"))
+            if self.log is None or self.log.generation != generation:
+                return False
+            self._plan(position, floor)
+        log = self.log
+        status = os.fstat(log.fd)
+        if status.st_size > position:
+            log.cut(position)
+        elif status.st_size < position:
+            return False
+        if not status.st_nlink or (log.inode, log.device) != (inode, device):
+            return False
+        if self._suspicious:
+            self._suspicious = False
+            if not log.is_at(self.path("log")):
+                return False
+        return bool(self.view[POISONED] != generation)
+
+    def _plan(self, position: int, floor: int) -> None:
+        tuning = self.tuning
+        self._compact_at = max(tuning.compact_bytes, tuning.compact_factor * floor)
+
+    def _mend(self) -> None:
+        """The log was lost, replaced, shortened, or failed to sync: write it anew from the image."""
+        self._check_directory()
+        if time.monotonic() < self._mend_after:
+            raise ProviderUnavailable("the log cannot be written")
+        self._mend_after = time.monotonic() + 1.0
+        meta = self.image.meta()
+        there = Log.open(self.path("log"))
+        generation = meta.generation + 1
+        if there is not None:
+            generation = max(generation, there.generation + 1)
+            if there.inode != meta.inode:
+                set_aside(self.directory)
+        logger.error("session log of generation %d is lost; writing it anew", meta.generation)
+        self.log, meta = _compact.replace(self.image, self.directory, meta, generation)
+        self.view[SYNCED] = meta.sequence
+        self._plan(meta.position, meta.floor)
+        self._mend_after = -inf
+
+    def _check_directory(self) -> None:
+        """A directory that was deleted, or made anew, is another store."""
+        try:
+            status = os.stat(self.path("lock"))
+        except OSError:
+            raise _Moved from None
+        mine = os.fstat(self._lock_fd)
+        if (status.st_dev, status.st_ino) != (mine.st_dev, mine.st_ino):
+            raise _Moved
+
+    def _switch(self, turn: Turn, boot: bytes) -> None:
+        log = turn.switched
+        assert log is not None
+        size = log.size()
+        meta = Meta(FORMAT, boot, log.device, log.inode, log.generation, size, turn.sequence, size)
+        turn.txn.put(META, pack_meta(*meta))
+        turn.txn.commit()
+        self.log = log
+        self.view[SYNCED] = turn.sequence
+        self._plan(size, size)
+
+    def _cut_back(self) -> None:
+        """After a failure: the log ends where the image says, committed or not."""
+        try:
+            position = self.image.meta().position
+            if self.log.size() > position:
+                self.log.cut(position)
+        except (OSError, lmdb.Error):
+            pass  # the next writer does it
+
+    def down(self, error: BaseException) -> ProviderUnavailable:
+        """What a caller is told of a failure below."""
+        if isinstance(error, (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.PanicError)):
+            logger.error("the session image is damaged (%s); it will be made again", error)
+            self._give_up_image()
+        elif getattr(error, "errno", None) == ENOSPC:
+            return ProviderUnavailable("the session store is full: no space left on its disk")
+        return ProviderUnavailable(f"the session store cannot be used now: {error}")
+
+    def _give_up_image(self) -> None:
+        """Let every worker open anew, and the first of them make the image again."""
+        remove(self.path("image"))
+        self.view[EPOCH] += 1
+
+    # Durability
+
+    def sync(self, sequence: int) -> None:
+        """Wait until commit ``sequence`` is on the disk. Whoever syncs does so for all that wait."""
+        view = self.view
+        deadline = time.monotonic() + self.tuning.patience
+        with self._sync_lock:
+            while view[SYNCED] < sequence:
+                try:
+                    flock(self.words.fd, LOCK_EX | LOCK_NB)
+                except BlockingIOError:
+                    if time.monotonic() < deadline:
+                        time.sleep(0.00005)
+                        continue
+                try:
+                    if view[SYNCED] < sequence:
+                        self._sync_now()
+                finally:
+                    flock(self.words.fd, LOCK_UN)
+
+    def _sync_now(self) -> None:
+        """Sync the log. One that failed once is never believed again: another takes its place."""
+        meta = self.meta()
+        log = self.log
+        if log is None or log.generation != meta.generation:
+            log = Log.open(self.path("log"))
+        view = self.view
+        if log is not None and log.generation == meta.generation:
+            if view[POISONED] != log.generation:
+                try:
+                    log.sync()
+                except OSError as error:
+                    view[POISONED] = log.generation
+                    logger.error("the session log failed to sync (%s)", error)
+            if view[POISONED] != log.generation:
+                view[SYNCED] = max(view[SYNCED], meta.sequence)
+                return
+        else:
+            self._suspicious = True
+        self.write(False, _nothing)  # a turn begins with mending what does not fit
+
+    def flush(self) -> None:
+        """Bring everything that was committed, by whomever, to the disk."""
+        if self.image is not None:
+            self._unsynced = False
+            sequence = self.meta().sequence
+            if self.view[SYNCED] < sequence:
+                self.sync(sequence)
+
+    # The keeper: one thread per process
+
+    def _keep(self) -> None:
+        if self._keeper is None or not self._keeper.is_alive():
+            self._keeper = threading.Thread(
+                target=self._look_after, name="hybridsession-keeper", daemon=True
+            )
+            self._keeper.start()
+
+    def _look_after(self) -> None:
+        """Sync what nobody waits for, and notice when the files are not ours any more."""
+        interval = self.tuning.sync_interval
+        while not self._stopped:
+            woken = self._wake.wait(max(1.0, interval))
+            self._wake.clear()
+            if self._stopped:
+                return
+            try:
+                if woken and self.syncing:
+                    time.sleep(interval / 2)
+                if self.syncing:
+                    self.flush()
+                else:
+                    self._unsynced = False
+                self._watch()
+            except Exception as error:
+                logger.error("the session store's keeper failed: %s", error)
+                self._unsynced = False
+
+    def _watch(self) -> None:
+        with self._mutex:
+            if self.image is None:
+                return
+            try:
+                self._check_directory()
+            except _Moved:
+                self._shut()
+                return
+            log = self.log
+            if log is not None and not log.is_at(self.path("log")):
+                self._suspicious = True
+        if self._suspicious:
+            self.write(False, _nothing)
+
+    def _start_compaction(self) -> None:
+        self._compact_at = inf
+        self._compactor = threading.Thread(
+            target=self._compact_once, name="hybridsession-compactor", daemon=True
+        )
+        self._compactor.start()
+
+    def _compact_once(self) -> None:
+        try:
+            _compact.compact(self)
+        except Exception as error:
+            logger.error("the session log could not be compacted: %s", error)
+        if self._compact_at == inf and self.image is not None:
+            position = self.meta().position
+            self._compact_at = position * 1.1 + self.tuning.compact_bytes
+
+    # Opening and closing
+
+    def _prepare(self) -> None:
+        """Make the directory and the lock file, if the log is one that we understand."""
+        try:
+            os.makedirs(self.directory, 0o700, exist_ok=True)
+            Log.open(self.path("log"))
+            self._lock_fd = os.open(
+                self.path("lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600
+            )
+        except OSError as error:
+            raise ConfigError(
+                f"SESSION_DIR: {self.directory} cannot be used: {error.strerror}. "
+                "Set SESSION_DIR to a directory that this process may create and write."
+            ) from None
+
+    def _ready(self) -> None:
+        """Be open. While another worker recovers the store, wait for it."""
+        with self._mutex:
+            if self._lock_fd < 0:
+                self._prepare()
+            try:
+                self._take_lock(max(120.0, self.tuning.patience))
+                if self.image is None or self.view[EPOCH] != self.epoch:
+                    self._open()
+            except (OSError, lmdb.Error) as error:
+                raise self.down(error) from error
+            finally:
+                flock(self._lock_fd, LOCK_UN)
+
+    def _open(self) -> None:
+        """Open the files as the only writer, and recover them when that is needed."""
+        self._close_files()
+        with self._gate:
+            self.words = words = Words(self.path("sync"))
+            self.view = view = words.view
+            boot = boot_id()
+            same = not words.new_boot(boot)
+            log = Log.open(self.path("log"))
+            image = self._trusted(log, boot) if same else None
+            if image is None:
+                image, log = self._recover(log, boot, same)
+            self.log = log
+            self.epoch = view[EPOCH]
+            self.image = image
+        meta = image.meta()
+        self._plan(meta.position, meta.floor)
+        if log is None or not self._fits(meta):
+            self._mend()
+
+    def _trusted(self, log: Log | None, boot: bytes) -> Image | None:
+        """The image that is there, if it is what the log has made."""
+        path = self.path("image")
+        if not is_whole(path):
+            return None
+        try:
+            image = Image(path, self.tuning.map_bytes)
+        except lmdb.Error:
+            return None
+        try:
+            meta = image.meta()
+        except lmdb.Error:
+            meta = None
+        if meta is not None and (meta.format, meta.boot) == (FORMAT, boot):
+            if log is None and not os.path.exists(self.path("log")):
+                return image
+            if log is not None and (meta.device, meta.inode, meta.generation) == (
+                log.device,
+                log.inode,
+                log.generation,
+            ):
+                return image
+        image.close()
+        return None
+
+    def _recover(self, log: Log | None, boot: bytes, same: bool) -> tuple[Image, Log]:
+        """Make the image from the log, and the log anew if it is damaged."""
+        found = Recovered() if log is None else replay(log, same)
+        if log is None and os.path.exists(self.path("log")):
+            found.damage.append("its header is lost")
+        remove(self.path("image"))
+        remove(self.path("image-lock"))
+        self.view[EPOCH] += 1
+        image = Image(self.path("image"), self.tuning.map_bytes)
+        try:
+            fill(image, found)
+            if log is not None and not found.damage:
+                if found.cut:
+                    logger.warning("%d bytes of unfinished writes were cut", found.cut)
+                    log.cut(found.position)
+                log = _synced(log)
+            elif found.damage:
+                log = None
+                set_aside(self.directory)
+                logger.error(
+                    "the session log is damaged, a copy is kept as damaged-*: %s",
+                    "; ".join(found.damage[:10]),
+                )
+            meta = Meta(FORMAT, boot, 0, 0, 0, found.position, found.sequence, 0)
+            if log is None:
+                log, _ = _compact.replace(
+                    image, self.directory, meta, _next_generation(self.directory)
+                )
+            else:
+                image.set_meta(
+                    meta._replace(device=log.device, inode=log.inode, generation=log.generation)
+                )
+        except BaseException:
+            image.close()
+            raise
+        self.view[SYNCED] = found.sequence
+        self.view[POISONED] = 0
+        return image, log
+
+    def _close_files(self) -> None:
+        with self._gate:
+            self._drain()
+            if self.image is not None:
+                self.image.close()
+            self.image = self.log = None
+            if self.words is not None:
+                self.words.close()
+            self.words = self.view = None
+            self.epoch = -1
+
+    def _shut(self) -> None:
+        """Let go of everything; the next call opens what is there then."""
+        with self._mutex:
+            self._close_files()
+            if self._lock_fd >= 0:
+                os.close(self._lock_fd)
+                self._lock_fd = -1
+
+    def close(self) -> None:
+        """Sync and close. A later call would open again."""
+        self._stopped = True
+        self._wake.set()
+        for thread in (self._keeper, self._compactor):
+            if thread is not None and thread is not threading.current_thread():
+                thread.join()
+        try:
+            if self.syncing:
+                self.flush()
+        finally:
+            self._shut()
+            self._keeper = self._compactor = None
+            self._stopped = False
+
+    def forget(self) -> None:
+        """In a forked child: drop the parent's files, begin anew with the next call."""
+        image, words, lock_fd = self.image, self.words, self._lock_fd
+        self._reset()
+        if image is not None:
+            image.close()
+        if words is not None:
+            words.close()
+        if lock_fd >= 0:
+            os.close(lock_fd)
+
+
+class _Moved(Exception):
+    """The directory is not the one that was opened."""
+
+
+def _nothing(turn: Turn) -> None:
+    """A turn that only makes sure that writing is possible."""
+
+
+def _synced(log: Log) -> Log | None:
+    try:
+        log.sync()
+    except OSError as error:
+        logger.error("the session log failed to sync (%s)", error)
+        return None
+    return log
+
+
+def set_aside(directory: str) -> None:
+    """Keep the log that is about to be replaced under another name."""
+    name = f"damaged-{clock.now():.6f}"
+    os.link(os.path.join(directory, "log"), os.path.join(directory, name))
+
+
+def _next_generation(directory: str) -> int:
+    log = Log.open(os.path.join(directory, "log"))
+    return 1 if log is None else log.generation + 1
+
+
+_stores: dict[str, Store] = {}
+_guard = threading.RLock()
+
+
+def acquire(directory: str, tuning: Tuning) -> Store:
+    """The process's store of a directory. Give it back with ``release``."""
+    path = os.path.realpath(directory)
+    with _guard:
+        store = _stores.get(path)
+        if store is None:
+            store = _stores[path] = Store(path, tuning)
+        store.users += 1
+        return store
+
+
+def release(store: Store) -> None:
+    """The last one to leave closes the files."""
+    with _guard:
+        store.users -= 1
+        if not store.users:
+            del _stores[store.directory]
+            store.close()
+
+
+@atexit.register
+def _flush_all() -> None:
+    for store in list(_stores.values()):
+        store.close()
+
+
+def _before_fork() -> None:
+    _guard.acquire()
+    for store in _stores.values():
+        store._mutex.acquire()
+
+
+def _after_fork_in_parent() -> None:
+    for store in _stores.values():
+        store._mutex.release()
+    _guard.release()
+
+
+def _after_fork_in_child() -> None:
+    global _guard
+    _guard = threading.RLock()
+    for store in _stores.values():
+        store.forget()
+
+
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=_after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)

@@ -1,0 +1,45 @@
+"""A few numbers that all workers see at once, in a small file that each of them maps."""
+
+from __future__ import annotations
+
+import os
+from mmap import mmap
+
+#: Counts the images: another number means that the one in hand was given up.
+EPOCH = 0
+#: The last commit number that is known to be on the disk.
+SYNCED = 1
+#: The generation of a log whose sync failed: nothing more is acknowledged on it.
+POISONED = 2
+_BOOT = 3
+_SIZE = 4096
+
+
+class Words:
+    """The shared numbers: ``words[SYNCED]``. Each is 8 bytes, aligned, so never seen in halves."""
+
+    def __init__(self, path: str) -> None:
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        status = os.fstat(self.fd)
+        if status.st_size != _SIZE:
+            os.ftruncate(self.fd, _SIZE)
+        self.identity = (status.st_dev, status.st_ino)
+        self._map = mmap(self.fd, _SIZE)
+        self.view = memoryview(self._map).cast("Q")
+
+    def new_boot(self, boot: bytes) -> bool:
+        """Whether the machine was restarted since; then the numbers start anew, the epoch goes on."""
+        view = self.view
+        low, high = int.from_bytes(boot[:8], "little"), int.from_bytes(boot[8:], "little")
+        if (view[_BOOT], view[_BOOT + 1]) == (low, high):
+            return False
+        view[SYNCED] = view[POISONED] = 0
+        view[EPOCH] += 1
+        view[_BOOT], view[_BOOT + 1] = low, high
+        return True
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self.view.release()
+        self._map.close()
+        os.close(self.fd)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from enum import Enum
-from math import inf, isfinite
+from math import ceil, inf, isfinite
 from typing import Literal, NamedTuple
 
 from .errors import ConfigError
@@ -80,10 +80,10 @@ class Terms(NamedTuple):
     def max_age(self, now: float) -> int | None:
         """The cookie's Max-Age in whole seconds, or None: it goes when the browser closes."""
         if self.span:
-            return int(min(self.span, COOKIE_CAP))
+            return ceil(min(self.span, COOKIE_CAP))
         if self.absolute == inf:
             return None
-        return int(min(max(self.absolute - now, 0), COOKIE_CAP))
+        return ceil(min(max(self.absolute - now, 0), COOKIE_CAP))
 
     def touch_every(self) -> float:
         """How often a session that only slides is written, unless a setting says otherwise."""

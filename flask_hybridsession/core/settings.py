@@ -156,7 +156,9 @@ def _one_edit_apart(a: str, b: str) -> bool:
     swapped = a[:start] + a[start + 1 : start + 2] + a[start : start + 1] + a[start + 2 :]
     if swapped == b:
         return True
-    return len(changed) == 1 and max(changed[0][2] - changed[0][1], changed[0][4] - changed[0][3]) == 1
+    return (
+        len(changed) == 1 and max(changed[0][2] - changed[0][1], changed[0][4] - changed[0][3]) == 1
+    )
 
 
 def refuse_reserved(config: Mapping[str, Any]) -> None:
@@ -213,7 +215,9 @@ def _is_token(text: str) -> bool:
 def _options(config: Mapping[str, Any]) -> Mapping[str, Any]:
     options = config.get("SESSION_OPTIONS") or {}
     if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
-        raise ConfigError('SESSION_OPTIONS must be a dict of parameters, as {"max_sessions": 1000}.')
+        raise ConfigError(
+            'SESSION_OPTIONS must be a dict of parameters, as {"max_sessions": 1000}.'
+        )
     return dict(options)
 
 
@@ -292,5 +296,3 @@ def _id_length(config: Mapping[str, Any]) -> int:
             f"SESSION_ID_LENGTH must be between {LEAST_LENGTH} and 256 bytes: fewer can be guessed."
         )
     return value
-
-

@@ -1,0 +1,364 @@
+"""The life of a session: open, commit, rename, destroy. The only caller of a provider."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from math import inf
+from typing import Any
+
+from . import clock, ids
+from .change import Change, Record, apply
+from .cookies import Action
+from .errors import (
+    ConfigError,
+    Conflict,
+    CorruptData,
+    KeyTaken,
+    ProviderUnavailable,
+    SessionGone,
+)
+from .lifetime import Terms
+from .provider import Lists, Locks, Provider, Users
+from .session import FLASH, FLASHES, LIFETIME, LOGIN, Merge, Pending, Session, merge_flashes
+from .settings import Settings
+from .timers import SLICE, clockwork
+
+log = logging.getLogger("flask_hybridsession")
+
+#: How often a commit is tried again after a ``Conflict``. Each time, another request got through.
+MOST_TRIES = 1000
+#: Seconds after which a lock is taken from a holder that died or hangs.
+LEASE = 30.0
+
+#: (event, details): "created", "renamed", "destroyed", "expired", "rejected".
+Announce = Callable[..., None]
+
+
+class Manager:
+    """Opens and saves the sessions of one app.
+
+    ``config`` is where Flask's own settings are read, each time, as Flask does.
+    """
+
+    def __init__(
+        self,
+        provider: Provider,
+        settings: Settings,
+        config: Mapping[str, Any],
+        announce: Announce = lambda event, **details: None,
+        load_user: Callable[[ids.UserId], Any] | None = None,
+        merges: Mapping[str, Merge] | None = None,
+    ) -> None:
+        self.provider = provider
+        self.settings = settings
+        self.config = config
+        self.announce = announce
+        self.merges: Mapping[str, Merge] = {FLASHES: merge_flashes} if merges is None else merges
+        self._load_user = load_user
+        clockwork.watch(self)
+
+    # -- what a session needs -------------------------------------------------------------------
+
+    def mint(self) -> str:
+        return ids.mint(self.settings.id_length)
+
+    def flask_lifetime(self) -> float:
+        """``PERMANENT_SESSION_LIFETIME`` in seconds."""
+        value = self.config["PERMANENT_SESSION_LIFETIME"]
+        return value.total_seconds() if isinstance(value, timedelta) else float(value)
+
+    def open(self, presented: Sequence[str]) -> tuple[str, Record] | None:
+        """The session of the first sid that has one. A sid that we never made is never adopted."""
+        clockwork.notice()
+        length = self.settings.id_length
+        for sid in presented:
+            if ids.is_sid(sid, length):
+                try:
+                    record = self.provider.load(ids.key_of(sid), clock.now())
+                except CorruptData:
+                    log.error("session %s... is damaged and not served", ids.key_of(sid)[:12])
+                    self.announce("rejected", reason="corrupt", key=ids.key_of(sid))
+                    continue
+                if record is not None:
+                    return sid, record
+                self.announce("rejected", reason="unknown", key=ids.key_of(sid))
+            else:
+                self.announce("rejected", reason="malformed", key=None)
+        return None
+
+    def reject(self, reason: str, record: Record | None) -> None:
+        """A stored session cannot be read: it stays where it is, and is not served."""
+        key = None if record is None else record.key
+        log.error("session %s... holds a value that cannot be read", (key or "")[:12])
+        self.announce("rejected", reason=reason, key=key)
+
+    def load_user(self, user_id: ids.UserId) -> Any:
+        if self._load_user is None:
+            raise ConfigError(
+                "session.user needs a function that loads a user: decorate one with "
+                "@sessions.user_loader, or use session.user_id."
+            )
+        return self._load_user(user_id)
+
+    def note_late_write(self, name: str | None) -> None:
+        what = "the session was cleared" if name is None else f"session[{name!r}] was changed"
+        log.error("%s after the response had started and is not saved: call session.commit()", what)
+
+    # -- saving ---------------------------------------------------------------------------------
+
+    def save(self, session: Session) -> None:
+        """Store what a request changed. ``session._cookie`` says what its response must do.
+
+        Raises ``CodecError`` before anything is written, ``ProviderUnavailable``.
+        """
+        if not session._loaded and not self._refreshes_unseen(session):
+            return
+        pending = session._pending() if session._modified is not False else _NOTHING
+        if session._record is None:
+            self._save_new(session, pending)
+        elif session._wiped and session._is_empty():
+            session.destroy()
+            session._cookie = Action.DELETE
+        else:
+            self._save_stored(session, session._record, pending)
+
+    def _refreshes_unseen(self, session: Session) -> bool:
+        """``SESSION_TOUCH_EVERY = 0`` is Flask to the letter: a sliding cookie goes out each time."""
+        if self.settings.touch_every != 0 or not self._refreshes():
+            return False
+        session._load()
+        return session._record is not None and session._terms().span > 0
+
+    def _save_new(self, session: Session, pending: Pending) -> None:
+        if session._is_empty() or session._modified is False:
+            if session._ended or (session._modified and session._presented):
+                session._cookie = Action.DELETE
+            return
+        if session._closed:
+            log.error("a new session after the response had started cannot be saved: no cookie")
+            return
+        self._create(session, pending.puts)
+
+    def _create(self, session: Session, puts: Mapping[str, bytes]) -> None:
+        now = clock.now()
+        deadline = session._terms().deadline(now)
+        login = session._login
+        user = None if login is None else login[0]
+        change = Change(puts=puts, create=True, deadline=deadline, touched=now, user=user)
+        for attempt in range(3):
+            key = ids.key_of(session.sid)
+            try:
+                self.provider.commit(key, change, now)
+                break
+            except KeyTaken:
+                if attempt == 2:
+                    raise
+                session._sid = None
+        session._settle(apply(Record(key, {}, now, now, inf), change))
+        session._cookie = Action.SEND
+        clockwork.notice(deadline)
+        self.announce("created", key=key, user=user)
+        self._end_others(login, key)
+
+    def _save_stored(self, session: Session, record: Record, pending: Pending) -> None:
+        login, renaming = session._login, session._next_sid is not None
+        now = clock.now()
+        terms = session._terms()
+        changed = bool(pending) or login is not None or session._forced
+        if not (changed or renaming or self._touch_is_due(record, terms, now)):
+            return
+        renew = session._deadline_changes() or (terms.span > 0 and (changed or self._refreshes()))
+        emptied = session._is_empty() and not pending.wipe
+        if renaming:
+            renamed = self._rename(session, record, now)
+            if renamed is None:
+                if login is not None:
+                    self._start_afresh(session, pending)
+                return
+            record = renamed
+        if self._commit(session, record, pending, terms, now):
+            if renew:
+                session._cookie = Action.SEND
+            self._end_others(login, record.key)
+            if emptied:
+                self._end_if_empty(session, pending)
+
+    def _touch_is_due(self, record: Record, terms: Terms, now: float) -> bool:
+        if terms.idle == inf and not terms.span:
+            return False
+        if terms.span and not self._refreshes() and self.settings.idle_timeout is None:
+            return False
+        every = self.settings.touch_every
+        return now - record.touched >= (terms.touch_every() if every is None else every)
+
+    def _refreshes(self) -> bool:
+        return bool(self.config["SESSION_REFRESH_EACH_REQUEST"])
+
+    def _commit(
+        self, session: Session, record: Record, pending: Pending, terms: Terms, now: float
+    ) -> bool:
+        """Commit; merge and try again while other requests are faster. False: it is gone."""
+        deadline = terms.deadline(now)
+        login = session._login
+        user: Any = login[0] if login is not None else (None if pending.wipe else ...)
+        for _ in range(MOST_TRIES):
+            change = Change(
+                puts=pending.puts,
+                drops=pending.drops,
+                wipe=pending.wipe,
+                expects=pending.expects,
+                deadline=None if deadline == record.deadline else deadline,
+                touched=now,
+                user=user,
+            )
+            try:
+                self.provider.commit(record.key, change, now)
+            except Conflict as conflict:
+                pending = session._merge(pending, conflict.current)
+            except SessionGone:
+                self._note_gone(record.key, pending)
+                return False
+            else:
+                session._settle(apply(record, change))
+                clockwork.notice(deadline)
+                return True
+        raise ProviderUnavailable("a session is changed by too many requests at once; try again")
+
+    def _rename(self, session: Session, record: Record, now: float) -> Record | None:
+        """The record under its new key; None: the session is gone."""
+        sid = session.sid
+        key = ids.key_of(sid)
+        try:
+            self.provider.rename(record.key, key, now)
+        except SessionGone:
+            self._note_gone(record.key, None)
+            return None
+        session._sid, session._next_sid = sid, None
+        session._record = renamed = record._replace(key=key)
+        session._cookie = Action.SEND
+        self.announce("renamed", key=key, old_key=record.key, user=record.user)
+        return renamed
+
+    def _note_gone(self, key: str, pending: Pending | None) -> None:
+        names = [] if pending is None else [*pending.puts, *pending.drops]
+        log.info("session %s... ended during the request; not saved: %s", key[:12], names)
+
+    def _start_afresh(self, session: Session, pending: Pending) -> None:
+        """A login met a session that ended meanwhile: the user gets one with nothing of the old."""
+        session._record = session._sid = session._next_sid = None
+        session._base = session._raw = {}
+        self._create(session, pending.puts)
+
+    def _end_others(self, login: tuple[str, bool] | None, key: str) -> None:
+        if login is not None and login[1]:
+            self.destroy_user(login[0], keep=key)
+
+    def _end_if_empty(self, session: Session, pending: Pending) -> None:
+        """As Flask does: a session from which the last value was removed ends, with its cookie.
+
+        Unless it was emptied by showing flashes only, or another request put something in.
+        """
+        record = session._record
+        if record is None or all(_is_flash(name) for name in pending.drops):
+            return
+        current = self.provider.load(record.key, clock.now())
+        if current is None or not any(_is_content(name) for name in current.values):
+            session.destroy()
+            session._cookie = Action.DELETE
+
+    # -- ending ---------------------------------------------------------------------------------
+
+    def destroy(self, key: str, user: str | None = None) -> bool:
+        """End a session now. True for exactly one caller: it is announced once."""
+        destroyed = self.provider.destroy(key)
+        if destroyed:
+            self.announce("destroyed", key=key, user=user)
+        return destroyed
+
+    def destroy_user(self, user: str, keep: str | None = None) -> int:
+        """End the sessions of a user, but for the one with the key ``keep``; how many there were."""
+        keys = self.need_users().keys_of(user, clock.now())
+        return sum(self.destroy(key, user) for key in list(keys) if key != keep)
+
+    def destroy_all(self) -> int:
+        return sum(self.destroy(key) for key in list(self.need_lists().keys(clock.now())))
+
+    def sweep(self, now: float, limit: int) -> int:
+        """Destroy and announce up to ``limit`` sessions that are due; how many there were."""
+        records = self.provider.purge(now, limit)
+        for record in records:
+            self.announce("expired", key=record.key, user=record.user, record=record)
+        return len(records)
+
+    def purge(self) -> int:
+        """Destroy all sessions that are due; how many there were."""
+        total = 0
+        while True:
+            count = self.sweep(clock.now(), SLICE)
+            total += count
+            if count < SLICE:
+                return total
+
+    def next_deadline(self) -> float | None:
+        return self.provider.next_deadline()
+
+    def close(self) -> None:
+        clockwork.unwatch(self)
+        self.provider.close()
+
+    # -- abilities ------------------------------------------------------------------------------
+
+    def need_users(self) -> Users:
+        users: Users = self._need(Users, "finding the sessions of a user")
+        return users
+
+    def need_lists(self) -> Lists:
+        lists: Lists = self._need(Lists, "listing sessions")
+        return lists
+
+    def _need(self, ability: type[Any], what: str) -> Any:
+        if not isinstance(self.provider, ability):
+            raise ConfigError(
+                f"{what} needs a provider with the ability {ability.__name__}; "
+                f"{type(self.provider).__name__} does not have it. See the table of providers."
+            )
+        return self.provider
+
+    @contextmanager
+    def exclusive(self, session: Session, timeout: float) -> Iterator[Session]:
+        locks: Locks = self._need(Locks, "session.exclusive()")
+        session.commit()
+        with ExitStack() as held:
+            try:
+                held.enter_context(locks.lock(session.key, timeout, LEASE))
+            except TimeoutError:
+                raise ProviderUnavailable(
+                    f"another request has held the session for more than {timeout} seconds"
+                ) from None
+            self._refresh(session)
+            yield session
+            session.commit()
+
+    def _refresh(self, session: Session) -> None:
+        if session._record is None:
+            return
+        record = self.provider.load(session._record.key, clock.now())
+        if record is None:
+            session._forget()
+        else:
+            session._live = {}
+            session._settle(record)
+
+
+_NOTHING = Pending({}, [], {}, False)
+
+
+def _is_flash(name: str) -> bool:
+    return name == FLASHES or name.startswith(FLASH)
+
+
+def _is_content(name: str) -> bool:
+    return name not in (LIFETIME, LOGIN)

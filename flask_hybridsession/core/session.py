@@ -1,0 +1,567 @@
+"""The mapping that views see: it loads when it is looked at and finds out by itself what changed."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager
+from math import inf
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from . import clock, ids
+from .codec import IMMUTABLE, decode, encode
+from .cookies import Action
+from .errors import CodecError, ConfigError
+from .lifetime import BROWSER, UNLIMITED, Lifetime, Terms, parse_lifetime, terms
+
+if TYPE_CHECKING:
+    from .change import Record
+    from .manager import Manager
+
+#: Names that begin so are the package's own: stored with the session, hidden from the views.
+HIDDEN = "_hybrid."
+LIFETIME = HIDDEN + "lifetime"
+LOGIN = HIDDEN + "login"
+FLASH = HIDDEN + "flash."
+#: Flask's own names: flashed messages, and whether the session outlives the browser.
+FLASHES = "_flashes"
+PERMANENT = "_permanent"
+
+#: (base, mine, theirs) -> the value to store; None stands for "no value", on both sides.
+Merge = Callable[[Any, Any, Any], Any]
+
+
+class Pending(NamedTuple):
+    """What a request changed: encoded, and only where it differs from what was loaded."""
+
+    puts: dict[str, bytes]
+    drops: list[str]
+    expects: dict[str, bytes | None]
+    wipe: bool
+
+    def __bool__(self) -> bool:
+        return bool(self.puts or self.drops or self.wipe)
+
+
+class Session(MutableMapping[str, Any]):
+    """A session during one request.
+
+    ``present`` gives the sids that the client showed, best first. Nothing is loaded, minted or
+    stored before it is looked at. A mapping of str to plain values; see ``codec`` for their types.
+    """
+
+    accessed = False
+
+    _loaded = False
+    _closed = False  # the response has started
+    _watched = False  # it is a stream, and what it leaves unsaved is reported at its end
+    _record: Record | None = None
+    _sid: str | None = None
+    _modified: bool | None = None
+    _forced = False
+    _wiped = False
+    _next_sid: str | None = None  # what the session is renamed to when it is saved
+    _login: tuple[str, bool] | None = None
+    _ended = False
+    _new = True
+    _cookie = Action.LEAVE
+    _presented: Sequence[str] = ()
+    _base: Mapping[str, bytes] = {}
+    _raw: Mapping[str, bytes] = {}
+
+    def __init__(self, manager: Manager, present: Callable[[], Sequence[str]] = tuple) -> None:
+        self._manager = manager
+        self._present = present
+        self._live: dict[str, Any] = {}
+
+    # -- the mapping ----------------------------------------------------------------------------
+
+    def __getitem__(self, name: str) -> Any:
+        live = self._live
+        if name in live:
+            return live[name]
+        if not self._loaded:
+            self._load()
+        data = self._raw[name]
+        try:
+            value = decode(data)
+        except CodecError:
+            self._reject("corrupt")
+            raise KeyError(name) from None
+        live[name] = value
+        return value
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._check_name(name)
+        self._put(name, value)
+
+    def __delitem__(self, name: str) -> None:
+        if name not in self:
+            raise KeyError(name)
+        self._drop(name)
+
+    def __contains__(self, name: object) -> bool:
+        if not self._loaded:
+            self._load()
+        return name in self._live or name in self._raw
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([name for name in self._names() if not name.startswith(HIDDEN)])
+
+    def __len__(self) -> int:
+        return sum(not name.startswith(HIDDEN) for name in self._names())
+
+    def __repr__(self) -> str:
+        if not self._loaded:
+            return f"<{type(self).__name__}, not looked at>"
+        return f"<{type(self).__name__} {list(self)}>"
+
+    def clear(self) -> None:
+        """Forget everything: values, flashes and the login. Left so, the session ends."""
+        if not self._loaded:
+            self._load()
+        self._start_changes()
+        self._raw = {}
+        self._login = None
+        self._modified = self._wiped = True
+        self._note_late_write(None)
+
+    def copy(self) -> dict[str, Any]:
+        """The values as a dict."""
+        return dict(self)
+
+    def increment(self, name: str, by: int | float = 1) -> Any:
+        """Add ``by`` to a number; a missing one counts as 0. Concurrent increments all count.
+
+        Raises ``TypeError`` when the value is no number.
+        """
+        self._check_name(name)
+        value = self.get(name, 0)
+        if not hasattr(value, "__add__") or isinstance(value, (str, bytes, list, tuple, bool)):
+            raise TypeError(f"session[{name!r}] is no number: it holds a {type(value).__name__}")
+        delta = self._deltas.get(name, 0) + by
+        counted = name in self._deltas or name not in self._set
+        self._put(name, value + by)
+        if counted:
+            self._deltas[name] = delta
+        return value + by
+
+    # -- what Flask and its users know ----------------------------------------------------------
+
+    @property
+    def sid(self) -> str:
+        """The secret id in the cookie. Never log it; ``key`` may be logged."""
+        if not self._loaded:
+            self._load()
+        if self._next_sid is not None:
+            return self._next_sid
+        if self._sid is None:
+            self._sid = self._manager.mint()
+        return self._sid
+
+    @property
+    def key(self) -> str:
+        """The hash of the sid, by which the session is stored."""
+        return self._record.key if self._record is not None else ids.key_of(self.sid)
+
+    @property
+    def new(self) -> bool:
+        """Whether the session did not exist when this request began."""
+        if not self._loaded:
+            self._load()
+        return self._new
+
+    @property
+    def modified(self) -> bool:
+        """Whether something changed; nested changes are found. Setting it True stores a touch."""
+        if self._modified is None:
+            return self._loaded and bool(self._pending())
+        return self._modified
+
+    @modified.setter
+    def modified(self, value: bool) -> None:
+        self._modified = self._forced = bool(value)
+
+    @property
+    def permanent(self) -> bool:
+        """Flask's: whether the session outlives the browser, by ``PERMANENT_SESSION_LIFETIME``."""
+        return bool(self.get(PERMANENT, False))
+
+    @permanent.setter
+    def permanent(self, value: bool) -> None:
+        self[PERMANENT] = bool(value)
+
+    # -- times ----------------------------------------------------------------------------------
+
+    @property
+    def lifetime(self) -> Lifetime:
+        """``UNLIMITED``, ``BROWSER`` or a timedelta. Set it (also in seconds): it counts from now."""
+        own = self._own_lifetime()
+        if own is not None:
+            return own[0]
+        if self._manager.settings.expires is not None:
+            return self._manager.settings.expires
+        if self.permanent:
+            return dt.timedelta(seconds=self._manager.flask_lifetime())
+        return BROWSER
+
+    @lifetime.setter
+    def lifetime(self, value: Lifetime | float) -> None:
+        try:
+            length = parse_lifetime(value, "session.lifetime")
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        if isinstance(length, dt.timedelta):
+            number = length.total_seconds()
+        else:
+            number = 0.0 if length is UNLIMITED else -1.0
+        self._put(LIFETIME, [number, clock.now()])
+
+    @property
+    def created(self) -> dt.datetime:
+        """When the session was made. UTC."""
+        return _utc(self._stored_or(lambda record: record.created))
+
+    @property
+    def touched(self) -> dt.datetime:
+        """When the session was last stored or touched. UTC."""
+        return _utc(self._stored_or(lambda record: record.touched))
+
+    @property
+    def expires(self) -> dt.datetime | None:
+        """When the session ends if it is not used again; None: never. UTC."""
+        changed = self._record is None or self._deadline_changes()
+        deadline = (
+            self._terms().deadline(clock.now())
+            if changed
+            else self._stored_or(lambda record: record.deadline)
+        )
+        return None if deadline == inf else _utc(deadline)
+
+    @property
+    def logged_in_at(self) -> dt.datetime | None:
+        """When ``login`` was called, so that an app can ask for a fresh one. UTC."""
+        at = self._hidden(LOGIN)
+        return None if at is None else _utc(at)
+
+    # -- its life -------------------------------------------------------------------------------
+
+    def regenerate(self) -> None:
+        """Give the session a new sid at the end of the request; the old one is dead from then on."""
+        if not self._loaded:
+            self._load()
+        if self._record is None:
+            self._sid = None
+        else:
+            self._next_sid = self._manager.mint()
+
+    def destroy(self) -> None:
+        """End the session, now and everywhere. What is written afterwards begins a new one."""
+        if not self._loaded:
+            self._load()
+        if self._record is not None:
+            self._manager.destroy(self._record.key, self._record.user)
+        self._forget()
+        self._ended = True
+
+    def commit(self) -> None:
+        """Store the changes now rather than at the end of the request."""
+        self._manager.save(self)
+
+    def exclusive(self, timeout: float = 10) -> AbstractContextManager[Session]:
+        """A ``with`` block that only one request of this session is in at a time.
+
+        It begins with the values as they are stored then, and ends with a commit. Waits up to
+        ``timeout`` seconds, then raises ``ProviderUnavailable``. Needs a provider with ``Locks``.
+        """
+        return self._manager.exclusive(self, timeout)
+
+    def login(self, user_id: ids.UserId, exclusive: bool = False) -> None:
+        """This is now ``user_id``'s session. It gets a new sid (ASVS 5.0 7.2.4), never an alias.
+
+        ``exclusive`` ends all other sessions of the user.
+        """
+        token = ids.user_token(user_id)
+        self._manager.need_users()
+        self.regenerate()
+        self._put(LOGIN, clock.now())
+        self._login = (token, exclusive)
+
+    def logout(self, everywhere: bool = False) -> None:
+        """End this session; with ``everywhere``, all sessions of its user."""
+        token = self._user_token()
+        if everywhere and token is not None:
+            self._manager.destroy_user(token)
+        self.destroy()
+
+    @property
+    def user_id(self) -> ids.UserId | None:
+        """Who is logged in, of the type that ``login`` was given; None: nobody."""
+        token = self._user_token()
+        return None if token is None else ids.user_id(token)
+
+    @property
+    def user(self) -> Any:
+        """What ``@sessions.user_loader`` makes of ``user_id``; None: nobody is logged in."""
+        token = self._user_token()
+        if token is None:
+            return None
+        known = self.__dict__.get("_user")
+        if known is None or known[0] != token:
+            known = self._user = (token, self._manager.load_user(ids.user_id(token)))
+        return known[1]
+
+    # -- the package's own values, hidden from the views ----------------------------------------
+
+    def _hidden(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            return None
+
+    def _hidden_names(self, prefix: str) -> list[str]:
+        return [name for name in self._names() if name.startswith(prefix)]
+
+    def _take(self, name: str) -> None:
+        """Drop at the end of the request, unless another request put a new value meanwhile."""
+        self._taken.add(name)
+
+    def _untake(self, name: str) -> None:
+        self._taken.discard(name)
+
+    # -- loading --------------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        self._start_changes()
+        self._presented = self._present()
+        found = self._manager.open(self._presented) if self._presented else None
+        if found is not None:
+            self._sid, self._record = found
+            self._base = self._raw = self._record.values
+            self._new = False
+        self._loaded = True
+
+    def _start_changes(self) -> None:
+        self._live = {}
+        self._set: set[str] = set()
+        self._dropped: set[str] = set()
+        self._taken: set[str] = set()
+        self._deltas: dict[str, Any] = {}
+        self._encoded: dict[str, bytes] = {}
+
+    def _forget(self) -> None:
+        """Become a session that is not stored."""
+        self._start_changes()
+        self._sid = self._next_sid = self._record = self._login = self._modified = None
+        self._wiped = False
+        self._base = self._raw = {}
+        self._new = self._loaded = True
+        self._cookie = Action.LEAVE
+
+    def _reject(self, reason: str) -> None:
+        self._manager.reject(reason, self._record)
+        self._forget()
+
+    # -- changes --------------------------------------------------------------------------------
+
+    def _names(self) -> list[str]:
+        if not self._loaded:
+            self._load()
+        raw = self._raw
+        return [*raw, *(name for name in self._live if name not in raw)]
+
+    def _check_name(self, name: str) -> None:
+        if not isinstance(name, str):
+            raise CodecError(f"cannot be stored: names are text, not {type(name).__name__}", name)
+        if name.startswith(HIDDEN):
+            raise CodecError(f"cannot be stored: names with {HIDDEN} are reserved", name)
+        if not name.isascii():
+            try:
+                name.encode()
+            except UnicodeEncodeError:
+                raise CodecError("cannot be stored: its name is not valid Unicode", name) from None
+
+    def _put(self, name: str, value: Any) -> None:
+        if not self._loaded:
+            self._load()
+        try:
+            data = encode(value)
+        except CodecError as error:
+            raise error.named(name) from None
+        if type(value) in IMMUTABLE:
+            self._encoded[name] = data
+        else:
+            self._encoded.pop(name, None)
+        self._live[name] = value
+        self._set.add(name)
+        self._changed(name)
+        self._dropped.discard(name)
+
+    def _drop(self, name: str) -> None:
+        self._live.pop(name, None)
+        self._set.discard(name)
+        self._encoded.pop(name, None)
+        if name in self._raw:
+            raw = dict(self._raw)
+            del raw[name]
+            self._raw = raw
+        self._dropped.add(name)
+        self._changed(name)
+
+    def _changed(self, name: str) -> None:
+        self._deltas.pop(name, None)
+        self._taken.discard(name)
+        self._modified = True
+        self._note_late_write(name)
+
+    def _report_unsaved(self) -> None:
+        """Say what was changed since the response started: nobody will save it."""
+        self._watched = False
+        if self._loaded and self._modified is not False:
+            pending = self._pending()
+            for name in (*pending.puts, *pending.drops):
+                self._manager.note_late_write(name)
+
+    def _note_late_write(self, name: str | None) -> None:
+        if self._closed and not self._watched:
+            self._manager.note_late_write(name)
+
+    def _pending(self) -> Pending:
+        """Encode again what was read and can change in place, and compare. May raise ``CodecError``."""
+        base, wiped = self._base, self._wiped
+        puts: dict[str, bytes] = {}
+        for name, value in self._live.items():
+            if name in self._set or type(value) not in IMMUTABLE:
+                data = self._encoded.get(name) or self._encode(name, value)
+                if wiped or base.get(name) != data:
+                    puts[name] = data
+        drops = [] if wiped else [name for name in self._dropped if name in base]
+        for name in self._taken:
+            puts.pop(name, None)
+            if name in base and not wiped:
+                drops.append(name)
+        expects: dict[str, bytes | None] = {}
+        if not wiped:
+            merged = self._manager.merges
+            for name in (*puts, *drops):
+                if name in self._deltas or name in self._taken or name in merged:
+                    expects[name] = base.get(name)
+        return Pending(puts, drops, expects, wiped)
+
+    def _encode(self, name: str, value: Any) -> bytes:
+        try:
+            return encode(value)
+        except CodecError as error:
+            raise error.named(name) from None
+
+    def _merge(self, pending: Pending, current: Record) -> Pending:
+        """What to try next, now that another request has stored ``current``."""
+        puts, drops = dict(pending.puts), list(pending.drops)
+        expects = dict(pending.expects)
+        for name in expects:
+            theirs = current.values.get(name)
+            if theirs == expects[name]:
+                continue
+            expects[name] = theirs
+            value = self._merged(name, theirs)
+            puts.pop(name, None)
+            if name in drops:
+                drops.remove(name)
+            if value is not None:
+                puts[name] = self._encode(name, value)
+            elif theirs is not None:
+                drops.append(name)
+            if name not in self._taken:
+                self._live[name] = value
+                if value is None:
+                    self._live.pop(name)
+                    self._raw = {other: data for other, data in self._raw.items() if other != name}
+        return Pending(puts, drops, expects, pending.wipe)
+
+    def _merged(self, name: str, data: bytes | None) -> Any:
+        theirs = None if data is None else decode(data)
+        if name in self._taken:
+            return theirs
+        if name in self._deltas:
+            return (0 if theirs is None else theirs) + self._deltas[name]
+        base = self._base.get(name)
+        merge = self._manager.merges[name]
+        return merge(None if base is None else decode(base), self._live.get(name), theirs)
+
+    def _settle(self, record: Record) -> None:
+        """``record`` is stored: what comes now is a change of it."""
+        live, taken = self._live, self._taken
+        self._start_changes()
+        self._record = record
+        self._base = self._raw = record.values
+        self._live = {name: value for name, value in live.items() if name in record.values}
+        self._taken = {name for name in taken if name in record.values}
+        self._wiped = self._forced = False
+        self._login = self._next_sid = None
+
+    def _is_empty(self) -> bool:
+        """Nothing that is worth a session: no values, no flashes, nobody logged in."""
+        if self._user_token() is not None:
+            return False
+        taken = self._taken
+        return all(name in (LIFETIME, LOGIN) or name in taken for name in self._names())
+
+    # -- terms ----------------------------------------------------------------------------------
+
+    def _own_lifetime(self) -> tuple[Lifetime, float] | None:
+        own = self._hidden(LIFETIME)
+        if own is None:
+            return None
+        return parse_lifetime(own[0], "session.lifetime"), own[1]
+
+    def _terms(self) -> Terms:
+        manager, record = self._manager, self._record
+        length: Lifetime | None = manager.settings.expires
+        since = clock.now() if record is None else record.created
+        if own := self._own_lifetime():
+            length, since = own
+        return terms(
+            length,
+            since,
+            permanent=length is None and self.permanent,
+            flask_lifetime=manager.flask_lifetime(),
+            idle=manager.settings.idle_timeout,
+        )
+
+    def _deadline_changes(self) -> bool:
+        return (
+            self._wiped
+            or not self._set.isdisjoint((LIFETIME, PERMANENT))
+            or (PERMANENT in self._dropped)
+        )
+
+    def _user_token(self) -> str | None:
+        if not self._loaded:
+            self._load()
+        if self._login is not None:
+            return self._login[0]
+        return None if self._record is None or self._wiped else self._record.user
+
+    def _stored_or(self, read: Callable[[Record], float]) -> float:
+        if not self._loaded:
+            self._load()
+        return clock.now() if self._record is None else read(self._record)
+
+
+def _utc(seconds: float) -> dt.datetime:
+    return dt.datetime.fromtimestamp(seconds, dt.timezone.utc)
+
+
+def merge_flashes(base: Any, mine: Any, theirs: Any) -> list[Any] | None:
+    """Their messages without those that this request showed, then those that it flashed."""
+    shown, flashed = list(base or ()), []
+    for message in mine or ():
+        if message in shown:
+            shown.remove(message)
+        else:
+            flashed.append(message)
+    kept = list(theirs or ())
+    for message in shown:
+        if message in kept:
+            kept.remove(message)
+    return [*kept, *flashed] or None

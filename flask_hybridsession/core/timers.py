@@ -1,0 +1,111 @@
+"""The one clockwork that destroys what is due: a daemon thread per process, for all providers.
+
+It only sweeps. That a session past its deadline is not served is judged where it is loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from math import inf
+from typing import Protocol
+from weakref import WeakKeyDictionary, WeakSet
+
+from . import clock
+
+log = logging.getLogger("flask_hybridsession")
+
+#: Sessions destroyed in one go; requests get their turn in between.
+SLICE = 200
+#: Seconds after which it looks again by itself: another process may have died before it swept,
+#: or the clock may have been set.
+LONGEST_SLEEP = 5.0
+#: Seconds that it leaves a provider alone after an error, at most.
+LONGEST_PAUSE = 60.0
+
+
+class Swept(Protocol):
+    """What the clockwork looks after: a ``Manager``."""
+
+    def sweep(self, now: float, limit: int) -> int:
+        """Destroy up to ``limit`` sessions that are due; how many there were."""
+
+    def next_deadline(self) -> float | None:
+        """When the next one is due, or None."""
+
+
+class Clockwork:
+    """Sleeps until the next deadline, sweeps in slices, survives errors and clock jumps."""
+
+    def __init__(self) -> None:
+        self._swept: WeakSet[Swept] = WeakSet()
+        self._pauses: WeakKeyDictionary[Swept, tuple[float, float]] = WeakKeyDictionary()
+        self._start_over()
+        os.register_at_fork(after_in_child=self._start_over)
+
+    def _start_over(self) -> None:
+        """A forked child has no thread, and may have inherited a held lock."""
+        self._condition = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._wakes_at = inf
+
+    def watch(self, swept: Swept) -> None:
+        """Look after ``swept`` until it is let go of."""
+        self._swept.add(swept)
+
+    def unwatch(self, swept: Swept) -> None:
+        self._swept.discard(swept)
+
+    def notice(self, deadline: float = inf) -> None:
+        """Something is due at ``deadline``; starts the thread on first use. Cheap: call it often."""
+        if self._thread is None:
+            self._start()
+        if deadline < self._wakes_at:
+            with self._condition:
+                self._wakes_at = min(deadline, self._wakes_at)
+                self._condition.notify()
+
+    def _start(self) -> None:
+        with self._condition:
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="flask-hybridsession-clockwork", daemon=True
+                )
+                self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                self._wakes_at = inf
+            wait = self.tick()
+            with self._condition:
+                now = clock.now()
+                # What was noticed during the sweep may be due before what the sweep found next.
+                self._wakes_at = min(self._wakes_at, now + wait)
+                self._condition.wait(max(self._wakes_at - now, 0.0))
+
+    def tick(self) -> float:
+        """Sweep all that is due now. Returns how many seconds it may sleep."""
+        return min([LONGEST_SLEEP, *map(self._sweep, list(self._swept))])
+
+    def _sweep(self, swept: Swept) -> float:
+        until, pause = self._pauses.get(swept, (0.0, 1.0))
+        now = clock.now()
+        if now < until <= now + LONGEST_PAUSE:
+            return until - now
+        try:
+            while swept.sweep(clock.now(), SLICE) == SLICE:
+                time.sleep(0)  # requests of this process come first
+            deadline = swept.next_deadline()
+        except Exception:
+            # Whatever it is, the next session must still be destroyed on time.
+            log.exception("destroying expired sessions failed; trying again in %d s", pause)
+            self._pauses[swept] = (now + pause, min(2 * pause, LONGEST_PAUSE))
+            return pause
+        self._pauses.pop(swept, None)
+        return LONGEST_SLEEP if deadline is None else max(deadline - clock.now(), 0.0)
+
+
+clockwork = Clockwork()

@@ -1,0 +1,210 @@
+"""``HybridSession``: settings -> provider -> manager -> interface, and what an operator asks of them."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar, cast
+from weakref import WeakKeyDictionary
+
+from flask import Flask, current_app, has_app_context
+from flask.sessions import SecureCookieSessionInterface
+
+from . import signals
+from .cli import sessions_cli
+from .core import clock, ids
+from .core.change import Record
+from .core.errors import ConfigError, ProviderUnavailable
+from .core.manager import Manager
+from .core.provider import Lists, Provider, Reports
+from .core.session import FLASHES, Merge, merge_flashes
+from .core.settings import read_settings
+from .flash import TEMPLATE_GLOBALS
+from .interface import HybridSessionInterface, report_failure, unavailable
+from .providers.registry import make_provider
+
+Loader = TypeVar("Loader", bound=Callable[[Any], Any])
+
+
+class Handle(NamedTuple):
+    """One session of a user, for a list of devices. ``key`` is a hash, not the id in the cookie."""
+
+    key: str
+    created: dt.datetime
+    touched: dt.datetime
+    expires: dt.datetime | None
+    device: str | None
+
+
+class HybridSession:
+    """Server-side sessions for a Flask app: ``HybridSession(app)``, or later ``init_app(app)``.
+
+    One object may serve several apps, each with a provider of its own; its methods speak of the
+    current app, or of the only one. ``provider`` is a provider, or the name of one: it wins over
+    ``SESSION_TYPE``. Raises ``ConfigError`` for settings that cannot work.
+    """
+
+    def __init__(self, app: Flask | None = None, *, provider: Provider | str | None = None) -> None:
+        self._given = provider
+        self._managers: WeakKeyDictionary[Flask, Manager] = WeakKeyDictionary()
+        self._load_user: Callable[[ids.UserId], Any] | None = None
+        self._merges: dict[str, Merge] = {FLASHES: merge_flashes}
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Read the settings, make the provider and become the app's session interface."""
+        if "hybridsession" in app.extensions:
+            raise ConfigError("this app has a HybridSession already: make one only.")
+        config: dict[str, Any] = dict(app.config)
+        if self._given is not None:
+            config["SESSION_TYPE"] = self._given
+        settings = read_settings(config, os.path.join(app.instance_path, "sessions"))
+        provider = make_provider(settings)
+        manager = Manager(
+            provider,
+            settings,
+            app.config,
+            _announcer(app),
+            lambda user_id: self._user(provider, user_id),
+            self._merges,
+        )
+        self._managers[app] = manager
+        app.session_interface = cast(SecureCookieSessionInterface, HybridSessionInterface(manager))
+        app.register_error_handler(ProviderUnavailable, lambda error: _unavailable(app, error))
+        app.jinja_env.globals.update(TEMPLATE_GLOBALS)
+        app.cli.add_command(sessions_cli)
+        app.extensions["hybridsession"] = self
+
+    # -- what an app gives ----------------------------------------------------------------------
+
+    def user_loader(self, function: Loader) -> Loader:
+        """Decorate the function that makes ``session.user`` of ``session.user_id``."""
+        self._load_user = function
+        return function
+
+    def merge(self, name: str, function: Merge) -> None:
+        """Join concurrent changes of ``session[name]``: ``function(base, mine, theirs)``.
+
+        ``base`` is the value that this request began with, ``mine`` is what it made of it, ``theirs``
+        is what another request has stored meanwhile; None stands for no value. What it returns is
+        stored. It may be called several times, and must not change its arguments.
+        """
+        self._merges[name] = function
+
+    # -- what an operator asks ------------------------------------------------------------------
+
+    @property
+    def provider(self) -> Provider:
+        """The provider of the current app."""
+        return self._manager().provider
+
+    def of_user(self, user_id: ids.UserId) -> list[Handle]:
+        """The live sessions of a user, newest use first."""
+        manager, now = self._manager(), clock.now()
+        keys = manager.need_users().keys_of(ids.user_token(user_id), now)
+        records = [record for key in keys if (record := manager.provider.load(key, now))]
+        return [_handle(record) for record in sorted(records, key=lambda r: -r.touched)]
+
+    def destroy(self, handle: Handle | str) -> bool:
+        """End one session: a handle of ``of_user``, or its key. True if it was there."""
+        return self._manager().destroy(handle if isinstance(handle, str) else handle.key)
+
+    def destroy_user(self, user_id: ids.UserId, keep: Handle | str | None = None) -> int:
+        """End all sessions of a user, but for ``keep`` (``session.key`` is this one); how many."""
+        kept = keep.key if isinstance(keep, Handle) else keep
+        return self._manager().destroy_user(ids.user_token(user_id), kept)
+
+    def destroy_all(self) -> int:
+        """End every session; how many there were."""
+        return self._manager().destroy_all()
+
+    def count(self) -> int:
+        """How many sessions are stored."""
+        return self._manager().need_lists().count(clock.now())
+
+    def purge(self) -> int:
+        """Destroy what is past its deadline, now rather than by the clockwork; how many."""
+        return self._manager().purge()
+
+    def stats(self) -> dict[str, int | float | str]:
+        """What the provider tells about itself: names and numbers, no keys and no values."""
+        provider = self.provider
+        stats: dict[str, int | float | str] = {"provider": type(provider).__name__}
+        if isinstance(provider, Lists):
+            stats["sessions"] = provider.count(clock.now())
+        if isinstance(provider, Reports):
+            stats |= provider.stats()
+        return stats
+
+    def close(self) -> None:
+        """Write out and let go of the provider of the current app. Harmless twice."""
+        self._manager().close()
+
+    def _manager(self) -> Manager:
+        if has_app_context():
+            manager = self._managers.get(current_app._get_current_object())  # type: ignore[attr-defined]
+            if manager is not None:
+                return manager
+        managers = list(self._managers.values())
+        if len(managers) == 1:
+            return managers[0]
+        raise RuntimeError(
+            "HybridSession has no app yet: call init_app(app)."
+            if not managers
+            else "HybridSession serves several apps: use it within app.app_context()."
+        )
+
+    def _user(self, provider: Provider, user_id: ids.UserId) -> Any:
+        load = self._load_user or getattr(provider, "load_user", None)
+        if load is None:
+            raise ConfigError(
+                "session.user needs a function that loads a user: decorate one with "
+                "@sessions.user_loader, or use session.user_id."
+            )
+        return load(user_id)
+
+
+def _handle(record: Record) -> Handle:
+    utc = dt.timezone.utc
+    return Handle(
+        record.key,
+        dt.datetime.fromtimestamp(record.created, utc),
+        dt.datetime.fromtimestamp(record.touched, utc),
+        None
+        if record.deadline == float("inf")
+        else dt.datetime.fromtimestamp(record.deadline, utc),
+        record.device,
+    )
+
+
+def _unavailable(app: Flask, error: ProviderUnavailable) -> Any:
+    report_failure(app, error)
+    return unavailable(error)
+
+
+_SIGNALS = {
+    "created": signals.session_created,
+    "renamed": signals.session_renamed,
+    "destroyed": signals.session_destroyed,
+    "expired": signals.session_expired,
+    "rejected": signals.session_rejected,
+}
+
+
+def _announcer(app: Flask) -> Callable[..., None]:
+    """Sends the signals, within an app context. Holds the app no longer than others do."""
+
+    def announce(event: str, *, user: str | None = None, **details: Any) -> None:
+        signal = _SIGNALS[event]
+        if not signal.receivers:
+            return
+        details["user_id"] = None if user is None else ids.user_id(user)
+        if has_app_context():
+            signal.send(app, **details)
+        else:
+            with app.app_context():
+                signal.send(app, **details)
+
+    return announce

@@ -1,0 +1,195 @@
+"""Flask's two hooks, open_session and save_session: the only file that touches a request or a response."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from flask import Flask, request
+from flask.sessions import SessionInterface, SessionMixin
+from werkzeug.exceptions import ServiceUnavailable
+
+from .core import clock, cookies
+from .core.cookies import Action
+from .core.errors import ConfigError, ProviderUnavailable
+from .core.manager import Manager
+from .core.session import Session
+from .signals import provider_failed
+
+if TYPE_CHECKING:
+    from flask.wrappers import Request, Response
+
+log = logging.getLogger("flask_hybridsession")
+
+#: Seconds that a client is told to wait when the provider is down.
+RETRY_AFTER = 5
+
+
+class HybridSessionMapping(Session, SessionMixin):  # type: ignore[override]
+    """``flask.session``: see ``core.session.Session``."""
+
+    accessed = False
+
+
+class HybridSessionInterface(SessionInterface):
+    """Opens lazily, saves what changed, and decides about the cookie: send, delete or leave alone.
+
+    The session is saved whatever the status of the response, as Flask does it: also with a 5xx.
+    """
+
+    def __init__(self, manager: Manager) -> None:
+        self.manager = manager
+        self._plain = not (manager.settings.sign_cookie or manager.settings.cookie_codec)
+
+    def open_session(self, app: Flask, request: Request) -> HybridSessionMapping | None:
+        """A session that loads when it is looked at. None without a key, if the cookie is signed."""
+        if self.manager.settings.sign_cookie and not app.secret_key:
+            return None
+        return HybridSessionMapping(self.manager, lambda: self._presented(app, request))
+
+    def _presented(self, app: Flask, request: Request) -> Sequence[str]:
+        name = self.get_cookie_name(app)
+        found = cookies.candidates(request.environ.get("HTTP_COOKIE"), name)
+        if self._plain or not found:
+            return found
+        return [sid for text in found if (sid := self._decode(app, name, text))]
+
+    def save_session(self, app: Flask, session: SessionMixin, response: Response) -> None:
+        """Store the changes and set the headers. Never a cookie for what is not stored."""
+        if not isinstance(session, HybridSessionMapping) or session._closed:
+            return
+        try:
+            self.manager.save(session)
+        except ProviderUnavailable as error:
+            self._answer_503(app, session, response, error)
+        finally:
+            session._closed = True
+        if session.accessed or session._cookie is not Action.LEAVE:
+            _vary_on_cookie(response)
+        if session._cookie is Action.SEND:
+            self._send_cookie(app, session, response)
+        elif session._cookie is Action.DELETE:
+            self._delete_cookie(app, response)
+        if session._loaded and response.is_streamed and not response.direct_passthrough:
+            session._watched = True
+            response.response = _watched(session, response.response)
+
+    def _answer_503(
+        self, app: Flask, session: Session, response: Response, error: ProviderUnavailable
+    ) -> None:
+        """The view's answer claims something that is not stored: it is not sent."""
+        if session._cookie is Action.DELETE:
+            session._cookie = Action.LEAVE
+        report_failure(app, error)
+        answer = unavailable(error).get_response()
+        response.status_code = answer.status_code
+        response.headers.clear()
+        response.headers.extend(answer.headers)
+        response.set_data(answer.get_data())
+
+    # -- the cookie -----------------------------------------------------------------------------
+
+    def get_cookie_domain(self, app: Flask) -> str | None:
+        """``SESSION_COOKIE_DOMAIN``, or what the host shares with its subdomains."""
+        if self.manager.settings.subdomains:
+            return cookies.shared_domain(request.host)
+        return super().get_cookie_domain(app)
+
+    def _send_cookie(self, app: Flask, session: Session, response: Response) -> None:
+        name = self.get_cookie_name(app)
+        now = clock.now()
+        max_age = session._terms().max_age(now)
+        response.set_cookie(
+            name,
+            self._encode(app, name, session.sid),
+            max_age=max_age,
+            expires=None if max_age is None else now + max_age,
+            **self._scope(app),
+        )
+        _never_cache(response)
+
+    def _delete_cookie(self, app: Flask, response: Response) -> None:
+        # With every attribute that it was set with: browsers ignore it otherwise (RFC 6265bis).
+        response.delete_cookie(self.get_cookie_name(app), **self._scope(app))
+        _never_cache(response)
+
+    def _scope(self, app: Flask) -> dict[str, Any]:
+        return {
+            "domain": self.get_cookie_domain(app),
+            "path": self.get_cookie_path(app),
+            "secure": self.get_cookie_secure(app),
+            "httponly": self.get_cookie_httponly(app),
+            "samesite": self.get_cookie_samesite(app),
+            "partitioned": self.get_cookie_partitioned(app),
+        }
+
+    def _encode(self, app: Flask, name: str, sid: str) -> str:
+        if self._plain:
+            return sid
+        codec = self.manager.settings.cookie_codec
+        if codec is not None:
+            return cookies.check_value(name, codec.encode(name, sid))
+        return cookies.sign(sid, *_secret_keys(app))
+
+    def _decode(self, app: Flask, name: str, text: str) -> str | None:
+        codec = self.manager.settings.cookie_codec
+        if codec is None:
+            return cookies.unsign(text, *_secret_keys(app))
+        try:
+            return codec.decode(name, text)
+        except Exception as error:
+            # The hook's contract: an error is "not our cookie", and whose text it is nobody knows.
+            log.info("SESSION_COOKIE_CODEC: decode raised %s", type(error).__name__)
+            return None
+
+
+def _secret_keys(app: Flask) -> tuple[str | bytes, Sequence[str | bytes]]:
+    if not app.secret_key:
+        raise ConfigError("SESSION_SIGN_COOKIE = True needs a SECRET_KEY.")
+    return app.secret_key, app.config["SECRET_KEY_FALLBACKS"] or ()
+
+
+def _vary_on_cookie(response: Response) -> None:
+    headers = response.headers
+    if "Vary" in headers:
+        response.vary.add("Cookie")
+    else:
+        headers.add("Vary", "Cookie")
+
+
+def _never_cache(response: Response) -> None:
+    """A response with a session cookie must reach nobody else (CVE-2024-26144)."""
+    if "Cache-Control" not in response.headers:
+        response.headers["Cache-Control"] = 'no-cache="Set-Cookie"'
+        return
+    control = response.cache_control
+    if control.public:
+        control.public = False
+        control.private = True
+    elif not (control.no_store or control.private or control.no_cache):
+        control.no_cache = "Set-Cookie"
+
+
+def _watched(session: Session, body: Iterable[Any]) -> Iterator[Any]:
+    """The body of a stream; what it changes in the session is not saved, and that is said."""
+    try:
+        yield from body
+    finally:
+        close: Callable[[], None] | None = getattr(body, "close", None)
+        if close is not None:
+            close()
+        session._report_unsaved()
+
+
+def unavailable(error: ProviderUnavailable) -> ServiceUnavailable:
+    """The 503 for a provider that cannot answer."""
+    return ServiceUnavailable(
+        "The session storage cannot answer at the moment. Please try again.",
+        retry_after=RETRY_AFTER,
+    )
+
+
+def report_failure(app: Flask, error: ProviderUnavailable) -> None:
+    log.error("the session provider failed: %s", error)
+    provider_failed.send(app, error=error)

@@ -66,6 +66,8 @@ def _judge(arrow: Arrow) -> Iterator[str]:
 
 def _judge_ours(arrow: Arrow) -> Iterator[str]:
     room, other = _room(arrow.source), _room(arrow.target)
+    if arrow.typing_only and room not in {"core", "providers"}:
+        return
     if room == "core" != other:
         yield "core imports nothing outside core"
     if other == "" != room:
@@ -123,10 +125,10 @@ def _one_provider(source: str, target: str) -> bool:
 
 
 def _circles(arrows: list[Arrow]) -> list[list[str]]:
-    graph: dict[str, list[str]] = {}
+    graph: dict[str, set[str]] = {}
     for arrow in arrows:
         if arrow.ours and not arrow.typing_only:
-            graph.setdefault(arrow.source, []).append(arrow.target)
+            graph.setdefault(arrow.source, set()).add(arrow.target)
     found: list[list[str]] = []
     done: set[str] = set()
 
@@ -134,7 +136,7 @@ def _circles(arrows: list[Arrow]) -> list[list[str]]:
         if module in path:
             found.append([*path[path.index(module) :], module])
         elif module not in done:
-            for target in graph.get(module, ()):
+            for target in sorted(graph.get(module, ())):
                 visit(target, [*path, module])
             done.add(module)
 
@@ -257,7 +259,7 @@ BREACHES = {
     ),
     "flash touches the request": ("flash.py", "from flask import request", "only interface"),
     "the extension sets a cookie": ("extension.py", "def f(r):\n    r.set_cookie('x')", "only i"),
-    "a circle": ("core/errors.py", "def f():\n    from . import change", "a circle: core.change"),
+    "a circle": ("core/errors.py", "def f():\n    from . import change", "a circle: core."),
     "pickle": ("providers/two.py", "import pickle", "run code"),
 }
 

@@ -1,4 +1,4 @@
-"""``HybridSession``: settings -> provider -> manager -> interface, and what an operator asks of them."""
+"""``HybridSession``: settings -> provider -> manager -> interface; and what operators ask."""
 
 from __future__ import annotations
 
@@ -87,9 +87,9 @@ class HybridSession:
     def merge(self, name: str, function: Merge) -> None:
         """Join concurrent changes of ``session[name]``: ``function(base, mine, theirs)``.
 
-        ``base`` is the value that this request began with, ``mine`` is what it made of it, ``theirs``
-        is what another request has stored meanwhile; None stands for no value. What it returns is
-        stored. It may be called several times, and must not change its arguments.
+        ``base`` is the value that this request began with, ``mine`` is what it made of it,
+        ``theirs`` is what another request has stored meanwhile; None stands for no value. What it
+        returns is stored. It may be called several times, and must not change its arguments.
         """
         self._merges[name] = function
 

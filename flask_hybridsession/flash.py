@@ -1,7 +1,7 @@
 """Keyed flashes, beside Flask's own ``flash()`` and ``get_flashed_messages()``.
 
-A flash is stored with the session until it is got; then it is gone at the end of that request. A new
-value for the same key, even from a request at the same time, is a new flash.
+A flash is stored with the session until it is got; then it is gone at the end of that request.
+A new value for the same key, even from a request at the same time, is a new flash.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Flask's two hooks, open_session and save_session: the only file that touches a request or a response."""
+"""Flask's two hooks: the only file that touches a request or a response."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class HybridSessionInterface(SessionInterface):
         self._plain = not (manager.settings.sign_cookie or manager.settings.cookie_codec)
 
     def open_session(self, app: Flask, request: Request) -> HybridSessionMapping | None:
-        """A session that loads when it is looked at. None without a key, if the cookie is signed."""
+        """A session that loads when it is looked at; None if it must be signed and no key is set."""
         if self.manager.settings.sign_cookie and not app.secret_key:
             return None
         return HybridSessionMapping(self.manager, lambda: self._presented(app, request))

@@ -47,8 +47,8 @@ Test = TypeVar("Test", bound=Callable[..., None])
 
 __all__ = ["FakeClock", "ProviderSuite", "fake_clock"]
 
-#: Seconds after which work that should take moments counts as stuck.
-LIMIT = 60.0
+#: Seconds that nobody waits in a test that passes.
+LONG = 60.0
 
 
 def needs(*what: Need) -> Callable[[Test], Test]:
@@ -76,6 +76,8 @@ class ProviderSuite:
     start_method: ClassVar[Literal["fork", "spawn"]] = "fork"
     #: How often each race is run.
     rounds: ClassVar[int] = 40
+    #: Seconds after which a race, which should take moments, counts as stuck.
+    patience: ClassVar[float] = LONG
 
     #: A folder of this test alone.
     path: Path
@@ -975,9 +977,9 @@ class ProviderSuite:
         assert isinstance(provider, Locks)
         assert isinstance(again, Locks)
         key = new_key()
-        with pytest.raises(ZeroDivisionError), provider.lock(key, 0, LIMIT):
+        with pytest.raises(ZeroDivisionError), provider.lock(key, 0, LONG):
             raise ZeroDivisionError
-        with again.lock(key, 0, LIMIT):
+        with again.lock(key, 0, LONG):
             pass
 
     @needs(Locks)
@@ -987,7 +989,7 @@ class ProviderSuite:
             pytest.skip("declared: shared by threads only")
         key = new_key()
         Crew(self, Process).die(die_locked, key)
-        with provider.lock(key, LIMIT, LIMIT):
+        with provider.lock(key, LONG, LONG):
             pass
 
     @needs(Reports)
@@ -1204,7 +1206,6 @@ def write_or_read_pairs(provider: Provider, me: Member, key: str, now: float, ro
 
 def count_up(provider: Provider, me: Member, key: str, now: float, rounds: int) -> None:
     me.meet()
-    give_up = time.monotonic() + LIMIT
     for _ in range(rounds):
         before = load(provider, key, now).values["n"]
         while True:
@@ -1214,7 +1215,7 @@ def count_up(provider: Provider, me: Member, key: str, now: float, rounds: int) 
                 break
             except Conflict as conflict:
                 before = conflict.current.values["n"]
-            assert time.monotonic() < give_up, "no progress: Conflict carries an old record"
+            assert me.has_time(), "no progress: Conflict carries an old record"
 
 
 def watch_renames(
@@ -1229,7 +1230,6 @@ def watch_renames(
         if me.index == 0:
             provider.rename(old, new, now, alias_until)
             continue
-        give_up = time.monotonic() + LIMIT
         there = False
         while not there:
             before = provider.load(old, now)
@@ -1237,7 +1237,7 @@ def watch_renames(
             assert there or before is not None, "neither key worked"
             if alias_until is not None:
                 assert before is not None, "the alias did not work at once"
-            assert time.monotonic() < give_up, "the new key never worked"
+            assert me.has_time(), "the new key never worked"
         after = provider.load(old, now)
         if alias_until is None:
             assert after is None, "both keys worked"
@@ -1280,21 +1280,16 @@ def commit_until_gone(
         me.meet()
         last = None
         if me.index == 0:
-            wait_for_a_commit(provider, key, now)
+            while not load(provider, key, now).values:
+                assert me.has_time(), "nobody committed"
             end_session(provider, key, now, end)
             create(provider, now, key=mark_of_end(key))
         else:
-            last = commit_on_and_on(provider, key, now, str(me.index))
+            last = commit_on_and_on(provider, me, key, now)
         me.meet()
         assert provider.load(key, now) is None
         accepted.append(last)
     return accepted
-
-
-def wait_for_a_commit(provider: Provider, key: str, now: float) -> None:
-    give_up = time.monotonic() + LIMIT
-    while not load(provider, key, now).values:
-        assert time.monotonic() < give_up, "nobody committed"
 
 
 def end_session(provider: Provider, key: str, now: float, end: str) -> None:
@@ -1306,14 +1301,13 @@ def end_session(provider: Provider, key: str, now: float, end: str) -> None:
         provider.commit(key, Change(deadline=now), now)
 
 
-def commit_on_and_on(provider: Provider, key: str, now: float, name: str) -> bytes | None:
+def commit_on_and_on(provider: Provider, me: Member, key: str, now: float) -> bytes | None:
     last = None
-    give_up = time.monotonic() + LIMIT
-    while time.monotonic() < give_up:
+    while me.has_time():
         ended = provider.exists(mark_of_end(key), now)
         value = b"%f" % time.monotonic()
         try:
-            provider.commit(key, Change(puts={name: value}), now)
+            provider.commit(key, Change(puts={str(me.index): value}), now)
         except SessionGone:
             return last
         assert not ended, "a commit was accepted after the end"
@@ -1391,7 +1385,7 @@ def count_up_locked(provider: Provider, me: Member, key: str, now: float, rounds
     assert isinstance(provider, Locks)
     me.meet()
     for _ in range(rounds):
-        with provider.lock(key, LIMIT, LIMIT):
+        with provider.lock(key, LONG, LONG):
             n = int(load(provider, key, now).values["n"])
             provider.commit(key, Change(puts={"n": b"%d" % (n + 1)}), now)
 
@@ -1399,19 +1393,19 @@ def count_up_locked(provider: Provider, me: Member, key: str, now: float, rounds
 def hold_or_give_up(provider: Provider, me: Member, key: str, other: str) -> None:
     assert isinstance(provider, Locks)
     if me.index == 0:
-        with provider.lock(key, 0, LIMIT):
+        with provider.lock(key, 0, LONG):
             me.meet()
             me.meet()
         me.meet()
         return
     me.meet()
     for timeout in (0, 0.02):
-        with pytest.raises(TimeoutError), provider.lock(key, timeout, LIMIT):
+        with pytest.raises(TimeoutError), provider.lock(key, timeout, LONG):
             raise AssertionError("two held the lock")
-    with provider.lock(other, 0, LIMIT):
+    with provider.lock(other, 0, LONG):
         me.meet()
     me.meet()
-    with provider.lock(key, 0, LIMIT):
+    with provider.lock(key, 0, LONG):
         pass
 
 
@@ -1422,12 +1416,12 @@ def outstay_or_take_over(provider: Provider, me: Member, key: str) -> None:
             me.meet()
             me.meet()
         # It let go of a lock that was no longer its own: the other still has it.
-        with pytest.raises(TimeoutError), provider.lock(key, 0, LIMIT):
+        with pytest.raises(TimeoutError), provider.lock(key, 0, LONG):
             raise AssertionError("two held the lock")
         me.meet()
     else:
         me.meet()
-        with provider.lock(key, LIMIT, LIMIT):
+        with provider.lock(key, LONG, LONG):
             me.meet()
             me.meet()
 
@@ -1446,6 +1440,8 @@ def create_and_die(provider: Provider, me: Member, keys: list[str], now: float) 
 
 #: The exit code of a process that ends itself without a word.
 DEAD = 77
+#: Seconds that somebody who is late gets to say so.
+GRACE = 5.0
 
 Work = Callable[..., Any]
 
@@ -1458,6 +1454,11 @@ class Member:
     size: int
     #: Wait here until all are here.
     meet: Callable[[], object]
+    #: On the monotonic clock, the moment when all should be done.
+    give_up: float
+
+    def has_time(self) -> bool:
+        return time.monotonic() < self.give_up
 
 
 class Thread:
@@ -1511,12 +1512,12 @@ class Process:
         try:
             ok, value = self._answer.recv()
         except EOFError:
-            self._process.join(LIMIT)
+            self._process.join(GRACE)
             return False, f"the process died, exit code {self._process.exitcode}"
         return ok, value
 
     def end(self) -> None:
-        self._process.join(1)
+        self._process.join(GRACE)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
@@ -1535,16 +1536,17 @@ class Crew:
     def run(self, work: Work, *args: Any, size: int = size) -> list[Any]:
         """What each of them returned. ``work(provider, member, *args)`` is picklable."""
         barrier = self._kind.barrier(self._suite, size)
-        give_up = time.monotonic() + LIMIT
+        patience = self._suite.patience
+        give_up = time.monotonic() + patience
         interval = sys.getswitchinterval()
         sys.setswitchinterval(1e-5)
         members: list[Thread | Process] = []
         try:
             for index in range(size):
-                member = Member(index, size, partial(barrier.wait, LIMIT))
+                member = Member(index, size, partial(barrier.wait, patience), give_up)
                 job = partial(started, work, member, args)
                 members.append(self._kind(self._suite, job, index, barrier))
-            results = [member.result(give_up) for member in members]
+            results = [member.result(give_up + GRACE) for member in members]
         finally:
             for ending in members:
                 ending.end()
@@ -1557,10 +1559,11 @@ class Crew:
 
     def die(self, work: Work, *args: Any) -> None:
         """Run the work in a process that it ends with the exit code ``DEAD``."""
-        job = partial(started, work, Member(0, 1, bool), args)
+        give_up = time.monotonic() + self._suite.patience
+        job = partial(started, work, Member(0, 1, bool, give_up), args)
         process = Process(self._suite, job, 0, None)
         try:
-            _, text = process.result(time.monotonic() + LIMIT)
+            _, text = process.result(give_up)
             assert text == f"the process died, exit code {DEAD}", text
         finally:
             process.end()

@@ -1,4 +1,4 @@
-"""The session cookie: what of a request's header may be a sid, and which domain it is set for. Pure."""
+"""The session cookie: what in a header may be a sid, and which domain it is set for. Pure."""
 
 from __future__ import annotations
 

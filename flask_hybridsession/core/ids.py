@@ -1,7 +1,8 @@
 """Session ids and user ids.
 
 The *sid* is the secret in the cookie; the *key* is its SHA-256 and the only thing that a provider,
-a file, a log line or an error ever sees. A lookup by hash leaks nothing by its timing (CVE-2019-16782).
+a file, a log line or an error ever sees. A lookup by hash leaks nothing by its timing
+(CVE-2019-16782).
 """
 
 from __future__ import annotations

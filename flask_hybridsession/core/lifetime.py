@@ -66,7 +66,7 @@ class Terms(NamedTuple):
     """When one session ends, and what its cookie says. Seconds; ``inf`` where there is no limit.
 
     ``absolute`` is the moment that use never moves. ``idle`` is the time without a touch.
-    ``span`` is the Max-Age of a cookie that slides; 0 where the cookie has no Max-Age or a fixed one.
+    ``span`` is the Max-Age of a cookie that slides; 0 where it has none, or a fixed one.
     """
 
     absolute: float = inf

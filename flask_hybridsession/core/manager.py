@@ -126,7 +126,7 @@ class Manager:
             self._save_stored(session, session._record, pending)
 
     def _refreshes_unseen(self, session: Session) -> bool:
-        """``SESSION_TOUCH_EVERY = 0`` is Flask to the letter: a sliding cookie goes out each time."""
+        """``SESSION_TOUCH_EVERY = 0`` is Flask to the letter: a sliding cookie always goes out."""
         if self.settings.touch_every != 0 or not self._refreshes():
             return False
         session._load()
@@ -279,7 +279,7 @@ class Manager:
         return destroyed
 
     def destroy_user(self, user: str, keep: str | None = None) -> int:
-        """End the sessions of a user, but for the one with the key ``keep``; how many there were."""
+        """End a user's sessions, but for the one with the key ``keep``; how many there were."""
         keys = self.need_users().keys_of(user, clock.now())
         return sum(self.destroy(key, user) for key in list(keys) if key != keep)
 

@@ -1,4 +1,4 @@
-"""The mapping that views see: it loads when it is looked at and finds out by itself what changed."""
+"""The mapping that views see: loads when it is looked at, finds out by itself what changed."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ class Session(MutableMapping[str, Any]):
 
     @property
     def lifetime(self) -> Lifetime:
-        """``UNLIMITED``, ``BROWSER`` or a timedelta. Set it (also in seconds): it counts from now."""
+        """``UNLIMITED``, ``BROWSER`` or a timedelta. Once set (also in seconds), it counts from now."""
         own = self._own_lifetime()
         if own is not None:
             return own[0]
@@ -247,7 +247,7 @@ class Session(MutableMapping[str, Any]):
     # -- its life -------------------------------------------------------------------------------
 
     def regenerate(self) -> None:
-        """Give the session a new sid at the end of the request; the old one is dead from then on."""
+        """Give the session a new sid when it is saved; from then on the old one is dead."""
         if not self._loaded:
             self._load()
         if self._record is None:
@@ -427,7 +427,7 @@ class Session(MutableMapping[str, Any]):
             self._manager.note_late_write(name)
 
     def _pending(self) -> Pending:
-        """Encode again what was read and can change in place, and compare. May raise ``CodecError``."""
+        """Encode again what was read and can change in place, and compare. Raises ``CodecError``."""
         base, wiped = self._base, self._wiped
         puts: dict[str, bytes] = {}
         for name, value in self._live.items():

@@ -150,7 +150,7 @@ def _one_edit_apart(a: str, b: str) -> bool:
     """One letter added, left out, replaced, or two neighbours swapped."""
     if abs(len(a) - len(b)) > 1:
         return False
-    edits = [op for op in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes()]
+    edits = difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes()
     changed = [op for op in edits if op[0] != "equal"]
     start = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), len(min(a, b)))
     swapped = a[:start] + a[start + 1 : start + 2] + a[start : start + 1] + a[start + 2 :]

@@ -59,7 +59,7 @@ class Clockwork:
         self._swept.discard(swept)
 
     def notice(self, deadline: float = inf) -> None:
-        """Something is due at ``deadline``; starts the thread on first use. Cheap: call it often."""
+        """Something is due at ``deadline``; starts the thread on first use. Cheap."""
         if self._thread is None:
             self._start()
         if deadline < self._wakes_at:

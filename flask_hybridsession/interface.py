@@ -43,7 +43,7 @@ class HybridSessionInterface(SessionInterface):
         self._plain = not (manager.settings.sign_cookie or manager.settings.cookie_codec)
 
     def open_session(self, app: Flask, request: Request) -> HybridSessionMapping | None:
-        """A session that loads when it is looked at; None if it must be signed and no key is set."""
+        """A session that loads when looked at; None if it must be signed and no key is set."""
         if self.manager.settings.sign_cookie and not app.secret_key:
             return None
         return HybridSessionMapping(self.manager, lambda: self._presented(app, request))

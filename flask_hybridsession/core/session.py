@@ -195,7 +195,7 @@ class Session(MutableMapping[str, Any]):
 
     @property
     def lifetime(self) -> Lifetime:
-        """``UNLIMITED``, ``BROWSER`` or a timedelta. Once set (also in seconds), it counts from now."""
+        """``UNLIMITED``, ``BROWSER`` or a timedelta. Set, also in seconds, it counts from now."""
         own = self._own_lifetime()
         if own is not None:
             return own[0]
@@ -427,7 +427,7 @@ class Session(MutableMapping[str, Any]):
             self._manager.note_late_write(name)
 
     def _pending(self) -> Pending:
-        """Encode again what was read and can change in place, and compare. Raises ``CodecError``."""
+        """Encode again what can change in place, and compare. Raises ``CodecError``."""
         base, wiped = self._base, self._wiped
         puts: dict[str, bytes] = {}
         for name, value in self._live.items():

@@ -15,6 +15,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from shutil import which
 
@@ -104,17 +105,23 @@ class Client:
         self.page = self.get()
 
     def get(self) -> str:
-        with self.opener.open(self.url) as response:
-            self.page = response.read().decode()
+        self.page = self._read(self.url)
         return self.page
 
     def post(self, path: str, **form: str) -> str:
+        self.page = self.submit(path, **form)
+        return self.page
+
+    def submit(self, path: str, **form: str) -> str:
+        """Post a form of the page seen last, and stay on that page."""
         token = re.search('name="csrf" value="([^"]+)"', self.page)
         assert token is not None
-        data = urllib.parse.urlencode({"csrf": token[1], **form}).encode()
-        with self.opener.open(urllib.parse.urljoin(self.url, path), data) as response:
-            self.page = response.read().decode()
-        return self.page
+        form = {"csrf": token[1], **form}
+        return self._read(self.url + path, urllib.parse.urlencode(form).encode())
+
+    def _read(self, url: str, data: bytes | None = None) -> str:
+        with self.opener.open(url, data) as response:
+            return str(response.read().decode())
 
 
 def free_port() -> int:
@@ -235,6 +242,15 @@ def test_every_worker_serves_the_one_session(shop: Server) -> None:
 
     wait_for(all_seen, "an answer of each of the four workers")
     assert {int(pid) for pid in seen} == set(shop.workers())
+
+
+def test_tabs_that_add_at_the_same_time_all_count(shop: Server) -> None:
+    client = Client(shop.url)
+    client.post("login", name="Ada")
+    client.post("cart/tea")
+    with ThreadPoolExecutor(8) as tabs:
+        list(tabs.map(lambda _: client.submit("cart/tea"), range(40)))
+    assert 'id="count-tea">41<' in client.get()
 
 
 def test_a_form_without_the_token_is_refused(shop: Server) -> None:

@@ -4,40 +4,58 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import pytest
 
 from flask_hybridsession.core.settings import KNOWN
 
-README = Path(__file__).parents[1].joinpath("README.md").read_text()
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-PROGRAMS = [i for i, block in enumerate(BLOCKS) if "Flask(__name__)" in block]
+ROOT = Path(__file__).parents[1]
+README = ROOT.joinpath("README.md").read_text()
 
 
-def program(start: int) -> str:
-    """A block that makes an app, with those after it that go on with that app."""
-    end = next((i for i in PROGRAMS if i > start), len(BLOCKS))
-    return "\n".join(BLOCKS[start:end])
+def blocks(name: str) -> list[CodeType]:
+    """The Python in a file, with the line numbers of the file."""
+    text = ROOT.joinpath(name).read_text()
+    found = re.finditer(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [
+        compile("\n" * text.count("\n", 0, match.start(1)) + match[1], name, "exec")
+        for match in found
+    ]
 
 
-@pytest.mark.parametrize("start", PROGRAMS)
-def test_the_code_runs(start: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def programs() -> list[list[CodeType]]:
+    """Each block that makes an app, with those after it that go on with that app."""
+    found: list[list[CodeType]] = []
+    for block in blocks("README.md"):
+        if "Flask" in block.co_names:
+            found.append([])
+        found[-1].append(block)
+    return found
+
+
+@pytest.mark.parametrize("program", programs())
+def test_the_code_runs(
+    program: list[CodeType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     space: dict[str, Any] = {"__name__": "readme"}
-    exec(compile(program(start), "README.md", "exec"), space)
-    client = space["app"].test_client()
-    assert [client.get("/").status_code for _ in range(2)] == [200, 200]
-    space["app"].extensions["hybridsession"].close()
+    for block in program:
+        exec(block, space)
+    app = space["app"]
+    visits = [app.test_client().get("/") for _ in range(2)]
+    assert [visit.status_code for visit in visits] == [200, 200]
+    with app.app_context():
+        app.extensions["hybridsession"].close()
+    assert tmp_path.joinpath("instance/sessions").is_dir()
 
 
-def test_the_first_program_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    space: dict[str, Any] = {"__name__": "readme"}
-    exec(compile(BLOCKS[0], "README.md", "exec"), space)
-    client = space["app"].test_client()
-    assert [client.get("/").text for _ in range(2)] == ["Visit number 1.", "Visit number 2."]
-    space["app"].extensions["hybridsession"].close()
+def test_the_code_for_contributors_runs() -> None:
+    space: dict[str, Any] = {"__name__": "contributing"}
+    for block in blocks("CONTRIBUTING.md"):
+        exec(block, space)
+    assert space["TestMine"].make_provider
 
 
 def test_all_settings_are_named_and_no_others() -> None:
@@ -47,4 +65,4 @@ def test_all_settings_are_named_and_no_others() -> None:
 
 def test_the_files_it_points_to_are_there() -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
-        assert Path(__file__).parents[1].joinpath(target).exists(), target
+        assert ROOT.joinpath(target).exists(), target

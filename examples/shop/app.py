@@ -21,6 +21,18 @@ app.config.from_prefixed_env()  # FLASK_SESSION_DIR=/somewhere
 sessions = HybridSession(app)
 
 
+def add_up(
+    base: dict[str, int] | None, mine: dict[str, int] | None, theirs: dict[str, int] | None
+) -> dict[str, int]:
+    """Two tabs at once: what the other has stored, and what this one has added."""
+    base, mine, theirs = base or {}, mine or {}, theirs or {}
+    added = {item: mine.get(item, 0) - base.get(item, 0) for item in GOODS}
+    return {item: max(theirs.get(item, 0) + added[item], 0) for item in GOODS}
+
+
+sessions.merge("cart", add_up)
+
+
 @app.before_request
 def check_form() -> None:
     """Another site cannot know the token, so it cannot post our forms for a visitor."""

@@ -49,7 +49,7 @@ def compact(store: Store) -> bool:
 
 
 def _beside(store: Store, path: str) -> tuple[Log, Log, int]:
-    """The new log with all but the last few commits, synced; the old one, up to where it is copied."""
+    """The old log; the new one, synced, with all but the last commits; where these begin."""
     begin = store.enter()
     try:
         txn = begin()
@@ -79,7 +79,7 @@ def _beside(store: Store, path: str) -> tuple[Log, Log, int]:
 def snapshot(
     image: Image, txn: Any, path: str, generation: int, base: int, store: Store | None = None
 ) -> Log:
-    """A new log file with the sessions as ``txn`` sees them. Given a ``store``, stay out of the way."""
+    """A new log with the sessions that ``txn`` sees. Given a ``store``, stay out of its way."""
     count = txn.stat(image.sessions)["entries"]
     salt = secrets.randbits(32)
     log = Log.create(path, Header(generation, base, count, salt, clock.now()))

@@ -50,13 +50,13 @@ Buffer = bytes | mmap
 class Header(NamedTuple):
     """What a log says about itself.
 
-    The file begins with ``count`` snapshot frames, the state after commit number ``base``;
+    The file begins with that many ``snapshots``, the state after commit ``base``;
     the frames ``base + 1``, ``base + 2``, ... follow. ``created`` is in seconds of wall clock.
     """
 
     generation: int
     base: int
-    count: int
+    snapshots: int
     salt: int
     created: float
     version: int = VERSION
@@ -70,7 +70,7 @@ class Header(NamedTuple):
             self.salt,
             self.generation,
             self.base,
-            self.count,
+            self.snapshots,
             self.created,
         )
         return (copy + _pack_crc(crc32(copy))) * 2

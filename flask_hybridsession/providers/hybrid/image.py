@@ -7,7 +7,9 @@ the same boot of the machine, beside the same log file, up to the position that 
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
+from hashlib import sha256
 from math import inf
 from struct import Struct, unpack_from
 from typing import Any, NamedTuple
@@ -70,7 +72,7 @@ def decode(key: str, blob: bytes) -> State:
     """What ``encode`` was given. Raises ``CorruptData``."""
     try:
         version, created, touched, deadline, user, device, aliases, values = loads(blob)
-    except ValueError:
+    except (ValueError, TypeError):
         raise CorruptData(f"session {key[:12]}... cannot be read") from None
     return State(version, Record(key, values, created, touched, deadline, user, device), aliases)
 
@@ -87,8 +89,6 @@ def due_key(moment: float, key: bytes) -> bytes:
 
 def user_key(user: str) -> bytes:
     """The start of the index entries of a user: of one length, whatever the user's name is."""
-    from hashlib import sha256
-
     return sha256(user.encode("utf-8", "surrogatepass")).digest()
 
 
@@ -135,6 +135,13 @@ class Image:
         """The state of the session under ``key`` itself, dead or alive."""
         blob = txn.get(key, None, self.sessions)
         return None if blob is None else decode(key.hex(), blob)
+
+    def owner(self, txn: Any, key: bytes) -> State:
+        """The session that an index entry leads to: it must be there."""
+        state = self.get(txn, key)
+        if state is None:
+            raise CorruptData(f"session {key.hex()[:12]}... is missing")
+        return state
 
     def target(self, txn: Any, key: bytes, now: float) -> bytes | None:
         """The key that a live alias leads to."""
@@ -204,10 +211,10 @@ class Image:
 
     def grow(self) -> None:
         """Make room. No transaction may be open in this process."""
+        before = self.env.info()["map_size"]
         self.env.set_mapsize(0)  # what another process has made of it by now
-        size = self.env.info()["map_size"]
-        if self.env.info()["last_pgno"] * self.env.stat()["psize"] * 2 > size:
-            self.env.set_mapsize(size * 2)
+        if self.env.info()["map_size"] <= before:
+            self.env.set_mapsize(before * 2)
 
 
 def index(
@@ -274,7 +281,7 @@ def is_whole(path: str) -> bool:
             return False
         if txnid > newest:
             newest, last = txnid, last_page
-    return size >= (last + 1) * page
+    return bool(size >= (last + 1) * page)
 
 
 # Offsets in LMDB's meta pages, 64-bit: page header 16, magic and version 8, address 8, map size 8,
@@ -294,11 +301,7 @@ def boot_id() -> bytes:
 
 def _boot_time() -> bytes:
     """Elsewhere than on Linux: the moment of the boot, which no clock step may shift by much."""
-    import subprocess
-
     answer = subprocess.run(
-        ["sysctl", "-n", "kern.boottime"], capture_output=True, check=True
+        ["/usr/sbin/sysctl", "-n", "kern.boottime"], capture_output=True, check=True
     ).stdout
-    from hashlib import sha256
-
     return sha256(answer).digest()[:16]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from mmap import ACCESS_READ, mmap
 
 from ...core.errors import ConfigError
@@ -156,10 +157,8 @@ def walk(
 
 def remove(path: str) -> None:
     """Delete a file that may be absent."""
-    try:
+    with suppress(FileNotFoundError):
         os.unlink(path)
-    except FileNotFoundError:
-        pass
 
 
 def sync_directory(directory: str) -> None:

@@ -1,4 +1,4 @@
-"""``SESSION_TYPE = "hybrid"``: durable sessions, shared by all workers of a machine, in a directory."""
+"""``SESSION_TYPE = "hybrid"``: durable sessions in a directory, shared by all workers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import lmdb
 
+from ...core import clock
 from ...core.change import Change, Record, decide
 from ...core.errors import ConfigError, KeyTaken, SessionGone
 from ...core.provider import Lists, Locks, Provider, Reports, Users
 from .compact import compact
 from .frame import CREATE, DESTROY, FORGET, MODIFY, RENAME, pack_change, pack_rename
-from .image import State, decode, encode, user_key
+from .image import Image, State, decode, encode, user_key
 from .recovery import renamed
-from .store import Store, Tuning, Turn, acquire, release
+from .store import Closed, Tuning, Turn, acquire, release
 from .words import EPOCH, SYNCED
 
 if TYPE_CHECKING:
@@ -71,15 +72,14 @@ class HybridProvider(Provider, Lists, Users, Locks, Reports):
         if not (isfinite(sync_interval) and sync_interval > 0):
             raise ConfigError("SESSION_SYNC_INTERVAL must be more than 0 seconds.")
         tuning = Tuning(sync_interval, patience, compact_bytes, compact_factor, map_bytes)
-        self._store: Store = acquire(path, tuning)
+        self._store = acquire(path, tuning)
         self._wait = durability == "always"
         if durability == "interval":
             self._store.syncing = True
-        self._closed = False
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
-        """``SESSION_DIR``, ``SESSION_DURABILITY``, ``SESSION_SYNC_INTERVAL``, ``SESSION_OPTIONS``."""
+        """``SESSION_DIR``, ``SESSION_DURABILITY``, ``SESSION_SYNC_INTERVAL`` and the options."""
         options: dict[str, Any] = {
             "durability": settings.durability,
             "sync_interval": settings.sync_interval,
@@ -130,9 +130,9 @@ class HybridProvider(Provider, Lists, Users, Locks, Reports):
         return self._store.write(self._wait, _purge, now, limit)
 
     def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            release(self._store)
+        store, self._store = self._store, _CLOSED
+        if store is not _CLOSED:
+            release(store)
 
     def keys(self, now: float) -> Iterator[str]:
         start: bytes | None = b""
@@ -190,10 +190,13 @@ class HybridProvider(Provider, Lists, Users, Locks, Reports):
         }
 
 
-# What follows runs in one transaction each: on ``txn`` and ``image`` to read, on a ``turn`` to write.
+_CLOSED: Any = Closed()
 
 
-def _find(txn: Any, image: Any, key: bytes, now: float) -> Record | None:
+# Each of these runs in one transaction: readers on ``txn`` and ``image``, writers on a ``turn``.
+
+
+def _find(txn: Any, image: Image, key: bytes, now: float) -> Record | None:
     state = image.get(txn, key)
     if state is None:
         target = image.target(txn, key, now)
@@ -214,21 +217,26 @@ def _resolve(turn: Turn, key: bytes, now: float) -> tuple[bytes, State | None]:
 def _commit(turn: Turn, key: str, change: Change, now: float) -> None:
     raw, state = _resolve(turn, _unhex(key), now)
     record = decide(None if state is None else state.record, key, change, now)
-    if change.create:
-        _create(turn, raw, record, state)
+    if state is None or change.create:
+        _create(turn, _unhex(key), record)
         return
-    assert state is not None
     turn.add(MODIFY, raw, pack_change(change), state.version)
     turn.image.put(turn.txn, raw, State(turn.sequence, record, state.aliases), state)
 
 
-def _create(turn: Turn, key: bytes, record: Record, expired: State | None) -> None:
-    if expired is not None:
-        _remove(turn, key, expired)
-    _drop_alias(turn, key)
+def _create(turn: Turn, key: bytes, record: Record) -> None:
+    _vacate(turn, key)
     state = State(turn.sequence + 1, record, [])
     turn.add(CREATE, key, encode(state), 0)
     turn.image.put(turn.txn, key, state, None)
+
+
+def _vacate(turn: Turn, key: bytes) -> None:
+    """Make room for a new session: an expired one, or an alias that leads nowhere, may be there."""
+    expired = turn.image.get(turn.txn, key)
+    if expired is not None:
+        _remove(turn, key, expired)
+    _drop_alias(turn, key)
 
 
 def _remove(turn: Turn, key: bytes, state: State) -> None:
@@ -243,7 +251,7 @@ def _drop_alias(turn: Turn, alias: bytes) -> None:
     if entry is None:
         return
     target = entry[:32]
-    state = image.get(txn, target)
+    state = image.owner(txn, target)
     for name, until in state.aliases:
         if name == alias:
             image.remove_alias(txn, alias, until)
@@ -258,13 +266,11 @@ def _rename(turn: Turn, old: str, new: str, now: float, alias_until: float | Non
     if state is None or now >= state.record.deadline:
         raise SessionGone(old)
     target = _unhex(new)
-    taken = image.get(txn, target)
-    if taken is not None:
-        if now < taken.record.deadline:
-            raise KeyTaken(new)
-        _remove(turn, target, taken)
-    _drop_alias(turn, target)
-    state = image.get(txn, source)
+    taken = _resolve(turn, target, now)[1]
+    if taken is not None and now < taken.record.deadline:
+        raise KeyTaken(new)
+    _vacate(turn, target)
+    state = image.owner(txn, source)
     if alias_until is not None and alias_until <= now:
         alias_until = None
     turn.add(RENAME, source, pack_rename(target, alias_until), state.version)
@@ -276,8 +282,6 @@ def _rename(turn: Turn, old: str, new: str, now: float, alias_until: float | Non
 
 
 def _destroy(turn: Turn, key: bytes) -> bool:
-    from ...core import clock
-
     key, state = _resolve(turn, key, clock.now())
     if state is None:
         return False
@@ -302,7 +306,7 @@ def _purge(turn: Turn, now: float, limit: int) -> list[Record]:
     return gone
 
 
-def _next_deadline(txn: Any, image: Any) -> float | None:
+def _next_deadline(txn: Any, image: Image) -> float | None:
     with txn.cursor(image.deadlines) as cursor:
         return _MOMENT.unpack(cursor.key()[:8])[0] if cursor.first() else None
 
@@ -310,11 +314,11 @@ def _next_deadline(txn: Any, image: Any) -> float | None:
 _MOMENT = Struct(">d")
 
 
-def _count(txn: Any, image: Any) -> int:
+def _count(txn: Any, image: Image) -> int:
     return int(txn.stat(image.sessions)["entries"])
 
 
-def _some_keys(txn: Any, image: Any, start: bytes, now: float) -> tuple[list[str], bytes | None]:
+def _some_keys(txn: Any, image: Image, start: bytes, now: float) -> tuple[list[str], bytes | None]:
     """Live keys from ``start`` on, and where to go on: no transaction waits for the caller."""
     found: list[str] = []
     for count, (key, blob) in enumerate(image.scan(txn, start)):
@@ -325,7 +329,7 @@ def _some_keys(txn: Any, image: Any, start: bytes, now: float) -> tuple[list[str
     return found, None
 
 
-def _keys_of(txn: Any, image: Any, user: str, now: float) -> list[str]:
+def _keys_of(txn: Any, image: Image, user: str, now: float) -> list[str]:
     prefix = user_key(user)
     found: list[str] = []
     with txn.cursor(image.users) as cursor:
@@ -333,13 +337,13 @@ def _keys_of(txn: Any, image: Any, user: str, now: float) -> list[str]:
             for entry in cursor.iternext(values=False):
                 if not entry.startswith(prefix):
                     break
-                state = image.get(txn, entry[32:])
+                state = image.owner(txn, entry[32:])
                 if now < state.record.deadline:
                     found.append(entry[32:].hex())
     return found
 
 
-def _is_locked(txn: Any, image: Any, key: bytes) -> bool:
+def _is_locked(txn: Any, image: Image, key: bytes) -> bool:
     lease = txn.get(key, None, image.locks)
     return lease is not None and time.monotonic() < _LEASE.unpack(lease)[1]
 

@@ -26,7 +26,6 @@ from .frame import (
     HEADER_SIZE,
     IN_SNAPSHOT,
     MODIFY,
-    RENAME,
     SNAPSHOT,
     Frame,
     Gap,
@@ -73,7 +72,7 @@ class Recovered:
     def play(self, frame: Frame) -> None:
         """Do again what a frame says."""
         op, key, data, sequence, previous, _ = frame
-        if op == SNAPSHOT or op == CREATE:
+        if op in (SNAPSHOT, CREATE):
             self.sessions[key] = data
             self.doubted.discard(key)
             return
@@ -92,23 +91,20 @@ class Recovered:
 
 
 def advance(key: bytes, state: State, frame: Frame) -> tuple[bytes, State]:
-    """The session after a modify, change-id or forget frame, and its key."""
+    """The session after a modify, forget or change-id frame, and its key."""
     op, _, data, sequence, _, _ = frame
     record, aliases = state.record, state.aliases
     if op == MODIFY:
         return key, State(sequence, apply(record, parse_change(data)), aliases)
     if op == FORGET:
         return key, State(sequence, record, [pair for pair in aliases if pair[0] != data])
-    assert op == RENAME
     new, until = parse_rename(data)
     return new, renamed(state, key, new, sequence, until)
 
 
 def renamed(state: State, old: bytes, new: bytes, sequence: int, until: float | None) -> State:
-    """The session under its new key, with the old one as an alias if there shall be one."""
-    aliases = [pair for pair in state.aliases if pair[0] != new]
-    if until is not None:
-        aliases = [*aliases, (old, until)]
+    """The session under its new key. Without a new alias the earlier ones end too."""
+    aliases = [] if until is None else [*state.aliases, (old, until)]
     return State(sequence, state.record._replace(key=new.hex()), aliases)
 
 
@@ -122,7 +118,7 @@ def replay(log: Log, same_boot: bool) -> Recovered:
             gap = entry
             if entry.last:
                 break
-            if snapshots == header.count and not (same_boot or _was_synced(log, gap, found)):
+            if snapshots == header.snapshots and not (same_boot or _was_synced(log, gap, found)):
                 break
             found.damage.append(f"bytes {gap.start} to {gap.end} hold no frame")
             continue
@@ -140,8 +136,8 @@ def replay(log: Log, same_boot: bool) -> Recovered:
         found.play(entry)
         found.position = offset + entry.size
         gap = _NO_GAP
-    if snapshots < header.count:
-        found.damage.append(f"{header.count - snapshots} sessions of the snapshot are lost")
+    if snapshots < header.snapshots:
+        found.damage.append(f"{header.snapshots - snapshots} sessions of the snapshot are lost")
     if gap is not _NO_GAP:
         found.end(gap, log.size(), same_boot)
     for key in found.doubted & found.sessions.keys():

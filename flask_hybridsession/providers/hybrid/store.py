@@ -34,6 +34,9 @@ T = TypeVar("T")
 logger = logging.getLogger("flask_hybridsession.hybrid")
 
 
+_TRIES = 100
+
+
 class Tuning(NamedTuple):
     """What rarely needs another value.
 
@@ -117,7 +120,7 @@ class Store:
         self._wake = threading.Event()
         self._keeper: threading.Thread | None = None
         self._compactor: threading.Thread | None = None
-        self._stopped = False
+        self._stop = threading.Event()
         self._compact_at: float = inf
         self._mend_after = -inf
         self._suspicious = False
@@ -130,7 +133,7 @@ class Store:
     # Readers
 
     def enter(self) -> Callable[..., Any]:
-        """A new ticket, which is the function that begins a transaction. Append it to ``tickets``."""
+        """A ticket: the function that begins a transaction. Append it to ``tickets`` afterwards."""
         while True:
             try:
                 return self.tickets.pop()
@@ -138,6 +141,8 @@ class Store:
                 pass
             if self.image is None or self.view[EPOCH] != self.epoch:
                 self._ready()
+            if self._keeper is None:
+                self._keep()
             with self._gate:
                 if self.image is not None:
                     self._made += 1
@@ -145,8 +150,9 @@ class Store:
 
     def read(self, work: Callable[..., T], *args: Any) -> T:
         """Call ``work(txn, image, *args)`` with a view of the image that does not change."""
-        for _ in range(100):
+        for _ in range(_TRIES):
             begin = self.enter()
+            repair = self._ready
             try:
                 if self.view[EPOCH] == self.epoch:
                     txn = begin()
@@ -154,9 +160,10 @@ class Store:
                         return work(txn, self.image, *args)
                     finally:
                         txn.abort()
-                stale = True
             except lmdb.MapResizedError:
-                stale = False
+                repair = self._grow
+            except lmdb.BadRslotError:  # a child that was forked behind our back closed the image
+                repair = self._shut
             except lmdb.ReadersFullError as error:
                 self.image.env.reader_check()
                 raise self.down(error) from error
@@ -164,10 +171,7 @@ class Store:
                 raise self.down(error) from error
             finally:
                 self.tickets.append(begin)
-            if stale:
-                self._ready()
-            else:
-                self._grow()
+            repair()
         raise ProviderUnavailable("the session store does not come to rest")
 
     def meta(self) -> Meta:
@@ -193,7 +197,12 @@ class Store:
         with self._mutex, self._gate:
             if self.image is not None:
                 self._drain()
-                self.image.grow()
+                try:
+                    self.image.grow()
+                except lmdb.Error as error:
+                    self.image.close()
+                    self.image = None
+                    raise self.down(error) from error
 
     # Writers
 
@@ -217,8 +226,9 @@ class Store:
                 self.sync(sequence)
             elif not self._unsynced:
                 self._unsynced = True
-                self._keep()
                 self._wake.set()
+        if self._keeper is None:
+            self._keep()
         return result
 
     def _turn(self, work: Callable[..., T], args: tuple[Any, ...]) -> tuple[T, int]:
@@ -227,10 +237,12 @@ class Store:
         try:
             if self._busy:
                 raise ProviderUnavailable("this very thread is in the middle of a write")
-            self._busy = True
-            return self._alone(work, args)
+            try:
+                self._busy = True
+                return self._alone(work, args)
+            finally:
+                self._busy = False
         finally:
-            self._busy = False
             self._mutex.release()
 
     def _alone(self, work: Callable[..., T], args: tuple[Any, ...]) -> tuple[T, int]:
@@ -269,7 +281,7 @@ class Store:
                     self._start_compaction()
                 return result, sequence
             if turn.switched is not None:
-                self._switch(turn, boot)
+                self._switch(turn, turn.switched, boot)
             elif turn.dirty:
                 txn.commit()
             else:
@@ -314,27 +326,27 @@ class Store:
             self.log = Log.open(self.path("log"))
             if self.log is None or self.log.generation != generation:
                 return False
-            self._plan(position, floor)
+            self._plan(floor)
         log = self.log
         status = os.fstat(log.fd)
-        if status.st_size > position:
-            log.cut(position)
-        elif status.st_size < position:
-            return False
         if not status.st_nlink or (log.inode, log.device) != (inode, device):
             return False
+        if status.st_size != position:
+            if status.st_size < position:
+                return False
+            log.cut(position)  # what a killed writer left
         if self._suspicious:
             self._suspicious = False
             if not log.is_at(self.path("log")):
                 return False
         return bool(self.view[POISONED] != generation)
 
-    def _plan(self, position: int, floor: int) -> None:
+    def _plan(self, floor: int) -> None:
         tuning = self.tuning
         self._compact_at = max(tuning.compact_bytes, tuning.compact_factor * floor)
 
     def _mend(self) -> None:
-        """The log was lost, replaced, shortened, or failed to sync: write it anew from the image."""
+        """The log was lost, replaced, shortened, or did not sync: write it anew from the image."""
         self._check_directory()
         if time.monotonic() < self._mend_after:
             raise ProviderUnavailable("the log cannot be written")
@@ -344,12 +356,12 @@ class Store:
         generation = meta.generation + 1
         if there is not None:
             generation = max(generation, there.generation + 1)
-            if there.inode != meta.inode:
+            if there.inode != meta.inode and there.generation != meta.generation + 1:
                 set_aside(self.directory)
         logger.error("session log of generation %d is lost; writing it anew", meta.generation)
         self.log, meta = _compact.replace(self.image, self.directory, meta, generation)
         self.view[SYNCED] = meta.sequence
-        self._plan(meta.position, meta.floor)
+        self._plan(meta.floor)
         self._mend_after = -inf
 
     def _check_directory(self) -> None:
@@ -362,16 +374,14 @@ class Store:
         if (status.st_dev, status.st_ino) != (mine.st_dev, mine.st_ino):
             raise _Moved
 
-    def _switch(self, turn: Turn, boot: bytes) -> None:
-        log = turn.switched
-        assert log is not None
+    def _switch(self, turn: Turn, log: Log, boot: bytes) -> None:
         size = log.size()
         meta = Meta(FORMAT, boot, log.device, log.inode, log.generation, size, turn.sequence, size)
         turn.txn.put(META, pack_meta(*meta))
         turn.txn.commit()
         self.log = log
         self.view[SYNCED] = turn.sequence
-        self._plan(size, size)
+        self._plan(size)
 
     def _cut_back(self) -> None:
         """After a failure: the log ends where the image says, committed or not."""
@@ -399,13 +409,13 @@ class Store:
     # Durability
 
     def sync(self, sequence: int) -> None:
-        """Wait until commit ``sequence`` is on the disk. Whoever syncs does so for all that wait."""
-        view = self.view
+        """Wait until commit ``sequence`` is on the disk. Who syncs does so for all that wait."""
+        words, view = self.words, self.view
         deadline = time.monotonic() + self.tuning.patience
         with self._sync_lock:
             while view[SYNCED] < sequence:
                 try:
-                    flock(self.words.fd, LOCK_EX | LOCK_NB)
+                    flock(words.fd, LOCK_EX | LOCK_NB)
                 except BlockingIOError:
                     if time.monotonic() < deadline:
                         time.sleep(0.00005)
@@ -414,27 +424,21 @@ class Store:
                     if view[SYNCED] < sequence:
                         self._sync_now()
                 finally:
-                    flock(self.words.fd, LOCK_UN)
+                    flock(words.fd, LOCK_UN)
+                if view[SYNCED] < sequence:
+                    raise ProviderUnavailable("what was written cannot be brought to the disk")
 
     def _sync_now(self) -> None:
         """Sync the log. One that failed once is never believed again: another takes its place."""
         meta = self.meta()
-        log = self.log
+        log, view = self.log, self.view
         if log is None or log.generation != meta.generation:
             log = Log.open(self.path("log"))
-        view = self.view
-        if log is not None and log.generation == meta.generation:
-            if view[POISONED] != log.generation:
-                try:
-                    log.sync()
-                except OSError as error:
-                    view[POISONED] = log.generation
-                    logger.error("the session log failed to sync (%s)", error)
-            if view[POISONED] != log.generation:
-                view[SYNCED] = max(view[SYNCED], meta.sequence)
-                return
-        else:
+        if log is None or log.generation != meta.generation:
             self._suspicious = True
+        elif _synced(log, view):
+            view[SYNCED] = max(view[SYNCED], meta.sequence)
+            return
         self.write(False, _nothing)  # a turn begins with mending what does not fit
 
     def flush(self) -> None:
@@ -448,23 +452,24 @@ class Store:
     # The keeper: one thread per process
 
     def _keep(self) -> None:
-        if self._keeper is None or not self._keeper.is_alive():
-            self._keeper = threading.Thread(
-                target=self._look_after, name="hybridsession-keeper", daemon=True
-            )
-            self._keeper.start()
+        with self._gate:
+            if self._keeper is None:
+                self._keeper = threading.Thread(
+                    target=self._look_after, name="hybridsession-keeper", daemon=True
+                )
+                self._keeper.start()
 
     def _look_after(self) -> None:
         """Sync what nobody waits for, and notice when the files are not ours any more."""
         interval = self.tuning.sync_interval
-        while not self._stopped:
+        while not self._stop.is_set():
             woken = self._wake.wait(max(1.0, interval))
             self._wake.clear()
-            if self._stopped:
+            if woken and self.syncing:
+                self._stop.wait(interval / 2)
+            if self._stop.is_set():
                 return
             try:
-                if woken and self.syncing:
-                    time.sleep(interval / 2)
                 if self.syncing:
                     self.flush()
                 else:
@@ -530,10 +535,13 @@ class Store:
                 self._take_lock(max(120.0, self.tuning.patience))
                 if self.image is None or self.view[EPOCH] != self.epoch:
                     self._open()
+            except _Moved:
+                self._shut()
             except (OSError, lmdb.Error) as error:
                 raise self.down(error) from error
             finally:
-                flock(self._lock_fd, LOCK_UN)
+                if self._lock_fd >= 0:
+                    flock(self._lock_fd, LOCK_UN)
 
     def _open(self) -> None:
         """Open the files as the only writer, and recover them when that is needed."""
@@ -550,8 +558,8 @@ class Store:
             self.log = log
             self.epoch = view[EPOCH]
             self.image = image
-        meta = image.meta()
-        self._plan(meta.position, meta.floor)
+        meta = Meta._make(image.meta() or ())
+        self._plan(meta.floor)
         if log is None or not self._fits(meta):
             self._mend()
 
@@ -595,7 +603,8 @@ class Store:
                 if found.cut:
                     logger.warning("%d bytes of unfinished writes were cut", found.cut)
                     log.cut(found.position)
-                log = _synced(log)
+                if not _synced(log, self.view):
+                    log = None
             elif found.damage:
                 log = None
                 set_aside(self.directory)
@@ -625,8 +634,6 @@ class Store:
             if self.image is not None:
                 self.image.close()
             self.image = self.log = None
-            if self.words is not None:
-                self.words.close()
             self.words = self.view = None
             self.epoch = -1
 
@@ -640,7 +647,7 @@ class Store:
 
     def close(self) -> None:
         """Sync and close. A later call would open again."""
-        self._stopped = True
+        self._stop.set()
         self._wake.set()
         for thread in (self._keeper, self._compactor):
             if thread is not None and thread is not threading.current_thread():
@@ -651,17 +658,25 @@ class Store:
         finally:
             self._shut()
             self._keeper = self._compactor = None
-            self._stopped = False
+            self._stop.clear()
+
+    def pause(self) -> None:
+        """Finish and close, and let nobody begin anything before ``resume``."""
+        self._sync_lock.acquire()
+        self._mutex.acquire()
+        self._shut()
+
+    def resume(self) -> None:
+        """Go on: the next call opens the files again."""
+        self._mutex.release()
+        self._sync_lock.release()
 
     def forget(self) -> None:
-        """In a forked child: drop the parent's files, begin anew with the next call."""
-        image, words, lock_fd = self.image, self.words, self._lock_fd
+        """In a forked child: begin anew with the next call."""
+        image, lock_fd = self.image, self._lock_fd
         self._reset()
-        if image is not None:
+        if image is not None:  # forked by something that does not call the hooks before a fork
             image.close()
-        if words is not None:
-            words.close()
-        if lock_fd >= 0:
             os.close(lock_fd)
 
 
@@ -673,13 +688,15 @@ def _nothing(turn: Turn) -> None:
     """A turn that only makes sure that writing is possible."""
 
 
-def _synced(log: Log) -> Log | None:
-    try:
-        log.sync()
-    except OSError as error:
-        logger.error("the session log failed to sync (%s)", error)
-        return None
-    return log
+def _synced(log: Log, view: Any) -> bool:
+    """Sync, unless a sync of this log ever failed: the kernel reports a lost write only once."""
+    if view[POISONED] != log.generation:
+        try:
+            log.sync()
+        except OSError as error:
+            view[POISONED] = log.generation
+            logger.error("the session log failed to sync (%s)", error)
+    return bool(view[POISONED] != log.generation)
 
 
 def set_aside(directory: str) -> None:
@@ -695,6 +712,13 @@ def _next_generation(directory: str) -> int:
 
 _stores: dict[str, Store] = {}
 _guard = threading.RLock()
+
+
+class Closed:
+    """What a provider has in place of its store after ``close``."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise ProviderUnavailable("this provider was closed")
 
 
 def acquire(directory: str, tuning: Tuning) -> Store:
@@ -724,14 +748,15 @@ def _flush_all() -> None:
 
 
 def _before_fork() -> None:
+    """Close all: nothing of LMDB may cross a fork, not even a reader's slot. Reopened when used."""
     _guard.acquire()
     for store in _stores.values():
-        store._mutex.acquire()
+        store.pause()
 
 
 def _after_fork_in_parent() -> None:
     for store in _stores.values():
-        store._mutex.release()
+        store.resume()
     _guard.release()
 
 

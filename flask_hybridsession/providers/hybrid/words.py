@@ -28,7 +28,7 @@ class Words:
         self.view = memoryview(self._map).cast("Q")
 
     def new_boot(self, boot: bytes) -> bool:
-        """Whether the machine was restarted since; then the numbers start anew, the epoch goes on."""
+        """Whether the machine was restarted; then the numbers start anew, and a new epoch."""
         view = self.view
         low, high = int.from_bytes(boot[:8], "little"), int.from_bytes(boot[8:], "little")
         if (view[_BOOT], view[_BOOT + 1]) == (low, high):
@@ -38,8 +38,10 @@ class Words:
         view[_BOOT], view[_BOOT + 1] = low, high
         return True
 
-    def close(self) -> None:
-        """Let go of the file."""
-        self.view.release()
-        self._map.close()
-        os.close(self.fd)
+    def __del__(self) -> None:
+        # By reference count: another thread may be waiting for a number to change.
+        if hasattr(self, "view"):
+            self.view.release()
+            self._map.close()
+        if hasattr(self, "fd"):
+            os.close(self.fd)

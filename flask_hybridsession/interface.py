@@ -152,7 +152,7 @@ def _secret_keys(app: Flask) -> tuple[str | bytes, Sequence[str | bytes]]:
 
 def _vary_on_cookie(response: Response) -> None:
     headers = response.headers
-    if "Vary" in headers:
+    if headers.getlist("Vary"):
         response.vary.add("Cookie")
     else:
         headers.add("Vary", "Cookie")

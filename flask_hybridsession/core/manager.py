@@ -10,7 +10,7 @@ from math import inf
 from typing import Any
 
 from . import clock, ids
-from .change import Change, Record, apply
+from .change import Change, Record
 from .cookies import Action
 from .errors import (
     ConfigError,
@@ -20,9 +20,19 @@ from .errors import (
     ProviderUnavailable,
     SessionGone,
 )
-from .lifetime import Terms
+from .lifetime import Terms, terms
 from .provider import Lists, Locks, Provider, Users
-from .session import FLASH, FLASHES, LIFETIME, LOGIN, Merge, Pending, Session, merge_flashes
+from .session import (
+    FLASH,
+    FLASHES,
+    LIFETIME,
+    LOGIN,
+    NOTHING,
+    Merge,
+    Pending,
+    Session,
+    merge_flashes,
+)
 from .settings import Settings
 from .timers import SLICE, clockwork
 
@@ -58,6 +68,7 @@ class Manager:
         self.announce = announce
         self.merges: Mapping[str, Merge] = {FLASHES: merge_flashes} if merges is None else merges
         self._load_user = load_user
+        self._browser_terms: tuple[object, Terms] = (None, Terms())
         clockwork.watch(self)
 
     # -- what a session needs -------------------------------------------------------------------
@@ -69,6 +80,21 @@ class Manager:
         """``PERMANENT_SESSION_LIFETIME`` in seconds."""
         value = self.config["PERMANENT_SESSION_LIFETIME"]
         return value.total_seconds() if isinstance(value, timedelta) else float(value)
+
+    def browser_terms(self) -> Terms:
+        """The terms of a session that says nothing about its lifetime, by far the most."""
+        value = self.config["PERMANENT_SESSION_LIFETIME"]
+        known, browser_terms = self._browser_terms
+        if value is not known:
+            browser_terms = terms(
+                None,
+                0.0,
+                permanent=False,
+                flask_lifetime=self.flask_lifetime(),
+                idle=self.settings.idle_timeout,
+            )
+            self._browser_terms = value, browser_terms
+        return browser_terms
 
     def open(self, presented: Sequence[str]) -> tuple[str, Record] | None:
         """The session of the first sid that has one. A sid that we never made is never adopted."""
@@ -116,10 +142,11 @@ class Manager:
         """
         if not session._loaded and not self._refreshes_unseen(session):
             return
-        pending = session._pending() if session._modified is not False else _NOTHING
+        session._catch_up()
+        pending = session._pending() if session._modified is not False else NOTHING
         if session._record is None:
             self._save_new(session, pending)
-        elif session._wiped and session._is_empty():
+        elif pending.wipe and session._is_empty():
             session.destroy()
             session._cookie = Action.DELETE
         else:
@@ -157,7 +184,7 @@ class Manager:
                 if attempt == 2:
                     raise
                 session._sid = None
-        session._settle(apply(Record(key, {}, now, now, inf), change))
+        session._saved = Record(key, {}, now, now, inf), change
         session._cookie = Action.SEND
         clockwork.notice(deadline)
         self.announce("created", key=key, user=user)
@@ -166,12 +193,12 @@ class Manager:
     def _save_stored(self, session: Session, record: Record, pending: Pending) -> None:
         login, renaming = session._login, session._next_sid is not None
         now = clock.now()
-        terms = session._terms()
+        limits = session._terms()
         changed = bool(pending) or login is not None or session._forced
-        if not (changed or renaming or self._touch_is_due(record, terms, now)):
+        if not (changed or renaming or self._touch_is_due(record, limits, now)):
             return
-        renew = session._deadline_changes() or (terms.span > 0 and (changed or self._refreshes()))
-        emptied = session._is_empty() and not pending.wipe
+        renew = session._deadline_changes() or (limits.span > 0 and (changed or self._refreshes()))
+        emptied = bool(pending.drops) and session._is_empty()
         if renaming:
             renamed = self._rename(session, record, now)
             if renamed is None:
@@ -179,29 +206,29 @@ class Manager:
                     self._start_afresh(session, pending)
                 return
             record = renamed
-        if self._commit(session, record, pending, terms, now):
+        if self._commit(session, record, pending, limits, now):
             if renew:
                 session._cookie = Action.SEND
             self._end_others(login, record.key)
             if emptied:
                 self._end_if_empty(session, pending)
 
-    def _touch_is_due(self, record: Record, terms: Terms, now: float) -> bool:
-        if terms.idle == inf and not terms.span:
+    def _touch_is_due(self, record: Record, limits: Terms, now: float) -> bool:
+        if limits.idle == inf and not limits.span:
             return False
-        if terms.span and not self._refreshes() and self.settings.idle_timeout is None:
+        if limits.span and not self._refreshes() and self.settings.idle_timeout is None:
             return False
         every = self.settings.touch_every
-        return now - record.touched >= (terms.touch_every() if every is None else every)
+        return now - record.touched >= (limits.touch_every() if every is None else every)
 
     def _refreshes(self) -> bool:
         return bool(self.config["SESSION_REFRESH_EACH_REQUEST"])
 
     def _commit(
-        self, session: Session, record: Record, pending: Pending, terms: Terms, now: float
+        self, session: Session, record: Record, pending: Pending, limits: Terms, now: float
     ) -> bool:
         """Commit; merge and try again while other requests are faster. False: it is gone."""
-        deadline = terms.deadline(now)
+        deadline = limits.deadline(now)
         login = session._login
         user: Any = login[0] if login is not None else (None if pending.wipe else ...)
         for _ in range(MOST_TRIES):
@@ -222,7 +249,7 @@ class Manager:
                 self._note_gone(record.key, pending)
                 return False
             else:
-                session._settle(apply(record, change))
+                session._saved = record, change
                 clockwork.notice(deadline)
                 return True
         raise ProviderUnavailable("a session is changed by too many requests at once; try again")
@@ -261,10 +288,9 @@ class Manager:
 
         Unless it was emptied by showing flashes only, or another request put something in.
         """
-        record = session._record
-        if record is None or all(_is_flash(name) for name in pending.drops):
+        if all(_is_flash(name) for name in pending.drops):
             return
-        current = self.provider.load(record.key, clock.now())
+        current = self.provider.load(session.key, clock.now())
         if current is None or not any(_is_content(name) for name in current.values):
             session.destroy()
             session._cookie = Action.DELETE
@@ -351,9 +377,6 @@ class Manager:
         else:
             session._live = {}
             session._settle(record)
-
-
-_NOTHING = Pending({}, [], {}, False)
 
 
 def _is_flash(name: str) -> bool:

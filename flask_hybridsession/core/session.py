@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import clock, ids
+from .change import Change, Record, apply
 from .codec import IMMUTABLE, decode, encode
 from .cookies import Action
 from .errors import CodecError, ConfigError
 from .lifetime import BROWSER, UNLIMITED, Lifetime, Terms, parse_lifetime, terms
 
 if TYPE_CHECKING:
-    from .change import Record
     from .manager import Manager
 
 #: Names that begin so are the package's own: stored with the session, hidden from the views.
@@ -43,6 +43,31 @@ class Pending(NamedTuple):
         return bool(self.puts or self.drops or self.wipe)
 
 
+#: The changes of a request that changed nothing.
+NOTHING = Pending({}, [], {}, False)
+
+
+class Edits:
+    """What a request did to its session so far.
+
+    ``puts`` maps each name that was set to its bytes, or to None where the value can change in
+    place and is encoded when the session is saved. ``taken`` are the flashes that were got.
+    """
+
+    __slots__ = ("deltas", "dropped", "puts", "taken", "wiped")
+
+    def __init__(self, wiped: bool = False) -> None:
+        self.puts: dict[str, bytes | None] = {}
+        self.dropped: set[str] = set()
+        self.taken: set[str] = set()
+        self.deltas: dict[str, Any] = {}
+        self.wiped = wiped
+
+
+#: What most requests do. Shared by them all, so never changed.
+_NO_EDITS = Edits()
+
+
 class Session(MutableMapping[str, Any]):
     """A session during one request.
 
@@ -59,7 +84,7 @@ class Session(MutableMapping[str, Any]):
     _sid: str | None = None
     _modified: bool | None = None
     _forced = False
-    _wiped = False
+    _edits = _NO_EDITS
     _next_sid: str | None = None  # what the session is renamed to when it is saved
     _login: tuple[str, bool] | None = None
     _ended = False
@@ -68,6 +93,7 @@ class Session(MutableMapping[str, Any]):
     _presented: Sequence[str] = ()
     _base: Mapping[str, bytes] = {}
     _raw: Mapping[str, bytes] = {}
+    _saved: tuple[Record, Change] | None = None
 
     def __init__(self, manager: Manager, present: Callable[[], Sequence[str]] = tuple) -> None:
         self._manager = manager
@@ -100,6 +126,12 @@ class Session(MutableMapping[str, Any]):
             raise KeyError(name)
         self._drop(name)
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value, or ``default``."""
+        if name in self:
+            return self[name]
+        return default
+
     def __contains__(self, name: object) -> bool:
         if not self._loaded:
             self._load()
@@ -120,10 +152,11 @@ class Session(MutableMapping[str, Any]):
         """Forget everything: values, flashes and the login. Left so, the session ends."""
         if not self._loaded:
             self._load()
-        self._start_changes()
+        self._live = {}
         self._raw = {}
+        self._edits = Edits(wiped=True)
         self._login = None
-        self._modified = self._wiped = True
+        self._modified = True
         self._note_late_write(None)
 
     def copy(self) -> dict[str, Any]:
@@ -139,11 +172,12 @@ class Session(MutableMapping[str, Any]):
         value = self.get(name, 0)
         if not hasattr(value, "__add__") or isinstance(value, (str, bytes, list, tuple, bool)):
             raise TypeError(f"session[{name!r}] is no number: it holds a {type(value).__name__}")
-        delta = self._deltas.get(name, 0) + by
-        counted = name in self._deltas or name not in self._set
+        edits = self._edits
+        delta = edits.deltas.get(name, 0) + by
+        counted = name in edits.deltas or name not in edits.puts
         self._put(name, value + by)
         if counted:
-            self._deltas[name] = delta
+            self._edits.deltas[name] = delta
         return value + by
 
     # -- what Flask and its users know ----------------------------------------------------------
@@ -324,15 +358,14 @@ class Session(MutableMapping[str, Any]):
 
     def _take(self, name: str) -> None:
         """Drop at the end of the request, unless another request put a new value meanwhile."""
-        self._taken.add(name)
+        self._edit().taken.add(name)
 
     def _untake(self, name: str) -> None:
-        self._taken.discard(name)
+        self._edit().taken.discard(name)
 
     # -- loading --------------------------------------------------------------------------------
 
     def _load(self) -> None:
-        self._start_changes()
         self._presented = self._present()
         found = self._manager.open(self._presented) if self._presented else None
         if found is not None:
@@ -341,19 +374,12 @@ class Session(MutableMapping[str, Any]):
             self._new = False
         self._loaded = True
 
-    def _start_changes(self) -> None:
-        self._live = {}
-        self._set: set[str] = set()
-        self._dropped: set[str] = set()
-        self._taken: set[str] = set()
-        self._deltas: dict[str, Any] = {}
-        self._encoded: dict[str, bytes] = {}
-
     def _forget(self) -> None:
         """Become a session that is not stored."""
-        self._start_changes()
+        self._live = {}
+        self._edits = _NO_EDITS
+        self._saved = None
         self._sid = self._next_sid = self._record = self._login = self._modified = None
-        self._wiped = False
         self._base = self._raw = {}
         self._new = self._loaded = True
         self._cookie = Action.LEAVE
@@ -388,35 +414,35 @@ class Session(MutableMapping[str, Any]):
             data = encode(value)
         except CodecError as error:
             raise error.named(name) from None
-        if type(value) in IMMUTABLE:
-            self._encoded[name] = data
-        else:
-            self._encoded.pop(name, None)
+        edits = self._edit()
+        edits.puts[name] = data if type(value) in IMMUTABLE else None
+        edits.dropped.discard(name)
         self._live[name] = value
-        self._set.add(name)
-        self._changed(name)
-        self._dropped.discard(name)
+        self._changed(edits, name)
 
     def _drop(self, name: str) -> None:
+        edits = self._edit()
+        edits.puts.pop(name, None)
+        edits.dropped.add(name)
         self._live.pop(name, None)
-        self._set.discard(name)
-        self._encoded.pop(name, None)
-        if name in self._raw:
-            raw = dict(self._raw)
-            del raw[name]
-            self._raw = raw
-        self._dropped.add(name)
-        self._changed(name)
+        self._raw = {other: data for other, data in self._raw.items() if other != name}
+        self._changed(edits, name)
 
-    def _changed(self, name: str) -> None:
-        self._deltas.pop(name, None)
-        self._taken.discard(name)
+    def _edit(self) -> Edits:
+        if self._edits is _NO_EDITS:
+            self._edits = Edits()
+        return self._edits
+
+    def _changed(self, edits: Edits, name: str) -> None:
+        edits.deltas.pop(name, None)
+        edits.taken.discard(name)
         self._modified = True
         self._note_late_write(name)
 
     def _report_unsaved(self) -> None:
         """Say what was changed since the response started: nobody will save it."""
         self._watched = False
+        self._catch_up()
         if self._loaded and self._modified is not False:
             pending = self._pending()
             for name in (*pending.puts, *pending.drops):
@@ -428,25 +454,35 @@ class Session(MutableMapping[str, Any]):
 
     def _pending(self) -> Pending:
         """Encode again what can change in place, and compare. Raises ``CodecError``."""
-        base, wiped = self._base, self._wiped
+        edits, base = self._edits, self._base
+        wiped = edits.wiped
         puts: dict[str, bytes] = {}
         for name, value in self._live.items():
-            if name in self._set or type(value) not in IMMUTABLE:
-                data = self._encoded.get(name) or self._encode(name, value)
-                if wiped or base.get(name) != data:
-                    puts[name] = data
-        drops = [] if wiped else [name for name in self._dropped if name in base]
-        for name in self._taken:
+            if name in edits.puts:
+                data = edits.puts[name] or self._encode(name, value)
+            elif type(value) in IMMUTABLE:
+                continue
+            else:
+                data = self._encode(name, value)
+            if wiped or base.get(name) != data:
+                puts[name] = data
+        if edits is _NO_EDITS:
+            return Pending(puts, [], self._expected(puts), False) if puts else NOTHING
+        for name in edits.taken:
             puts.pop(name, None)
-            if name in base and not wiped:
-                drops.append(name)
-        expects: dict[str, bytes | None] = {}
-        if not wiped:
-            merged = self._manager.merges
-            for name in (*puts, *drops):
-                if name in self._deltas or name in self._taken or name in merged:
-                    expects[name] = base.get(name)
-        return Pending(puts, drops, expects, wiped)
+        if wiped:
+            return Pending(puts, [], {}, True)
+        drops = [name for name in (*edits.dropped, *edits.taken) if name in base]
+        return Pending(puts, drops, self._expected((*puts, *drops)), False)
+
+    def _expected(self, names: Iterable[str]) -> dict[str, bytes | None]:
+        """The bytes that must still be there: of what is worked out again if they are not."""
+        edits, merges = self._edits, self._manager.merges
+        return {
+            name: self._base.get(name)
+            for name in names
+            if name in merges or name in edits.deltas or name in edits.taken
+        }
 
     def _encode(self, name: str, value: Any) -> bytes:
         try:
@@ -471,7 +507,7 @@ class Session(MutableMapping[str, Any]):
                 puts[name] = self._encode(name, value)
             elif theirs is not None:
                 drops.append(name)
-            if name not in self._taken:
+            if name not in self._edits.taken:
                 self._live[name] = value
                 if value is None:
                     self._live.pop(name)
@@ -480,30 +516,38 @@ class Session(MutableMapping[str, Any]):
 
     def _merged(self, name: str, data: bytes | None) -> Any:
         theirs = None if data is None else decode(data)
-        if name in self._taken:
+        edits = self._edits
+        if name in edits.taken:
             return theirs
-        if name in self._deltas:
-            return (0 if theirs is None else theirs) + self._deltas[name]
+        if name in edits.deltas:
+            return (0 if theirs is None else theirs) + edits.deltas[name]
         base = self._base.get(name)
         merge = self._manager.merges[name]
         return merge(None if base is None else decode(base), self._live.get(name), theirs)
 
+    def _catch_up(self) -> None:
+        """After a save: what was stored is the base of what comes now."""
+        if self._saved is not None:
+            record, change = self._saved
+            self._settle(apply(record, change))
+
     def _settle(self, record: Record) -> None:
-        """``record`` is stored: what comes now is a change of it."""
-        live, taken = self._live, self._taken
-        self._start_changes()
+        live, taken = self._live, self._edits.taken & record.values.keys()
+        self._saved = None
+        self._edits = _NO_EDITS
+        if taken:
+            self._edit().taken = taken
         self._record = record
         self._base = self._raw = record.values
         self._live = {name: value for name, value in live.items() if name in record.values}
-        self._taken = {name for name in taken if name in record.values}
-        self._wiped = self._forced = False
+        self._forced = False
         self._login = self._next_sid = None
 
     def _is_empty(self) -> bool:
         """Nothing that is worth a session: no values, no flashes, nobody logged in."""
         if self._user_token() is not None:
             return False
-        taken = self._taken
+        taken = self._edits.taken
         return all(name in (LIFETIME, LOGIN) or name in taken for name in self._names())
 
     # -- terms ----------------------------------------------------------------------------------
@@ -517,6 +561,8 @@ class Session(MutableMapping[str, Any]):
     def _terms(self) -> Terms:
         manager, record = self._manager, self._record
         length: Lifetime | None = manager.settings.expires
+        if length is None and PERMANENT not in self and LIFETIME not in self:
+            return manager.browser_terms()
         since = clock.now() if record is None else record.created
         if own := self._own_lifetime():
             length, since = own
@@ -529,10 +575,12 @@ class Session(MutableMapping[str, Any]):
         )
 
     def _deadline_changes(self) -> bool:
+        edits = self._edits
         return (
-            self._wiped
-            or not self._set.isdisjoint((LIFETIME, PERMANENT))
-            or (PERMANENT in self._dropped)
+            edits.wiped
+            or LIFETIME in edits.puts
+            or PERMANENT in edits.puts
+            or PERMANENT in edits.dropped
         )
 
     def _user_token(self) -> str | None:
@@ -540,11 +588,12 @@ class Session(MutableMapping[str, Any]):
             self._load()
         if self._login is not None:
             return self._login[0]
-        return None if self._record is None or self._wiped else self._record.user
+        return None if self._record is None or self._edits.wiped else self._record.user
 
     def _stored_or(self, read: Callable[[Record], float]) -> float:
         if not self._loaded:
             self._load()
+        self._catch_up()
         return clock.now() if self._record is None else read(self._record)
 
 

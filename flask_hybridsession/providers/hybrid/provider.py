@@ -15,8 +15,9 @@ import lmdb
 
 from ...core import clock
 from ...core.change import Change, Record, decide
-from ...core.errors import ConfigError, KeyTaken, SessionGone
+from ...core.errors import ConfigError, CorruptData, KeyTaken, SessionGone
 from ...core.provider import Lists, Locks, Provider, Reports, Users
+from .check import problems
 from .compact import compact
 from .frame import CREATE, DESTROY, FORGET, MODIFY, RENAME, pack_change, pack_rename
 from .image import Image, State, decode, encode, user_key
@@ -172,6 +173,11 @@ class HybridProvider(Provider, Lists, Users, Locks, Reports):
     def compact(self) -> bool:
         """Rewrite the log now. False when another worker is doing it."""
         return compact(self._store)
+
+    def _check(self) -> None:
+        """Compare image, indexes and log, while nobody writes. Raises ``CorruptData``."""
+        if texts := self._store.write(False, problems):
+            raise CorruptData("; ".join(texts))
 
     def stats(self) -> dict[str, int | float | str]:
         store = self._store

@@ -71,7 +71,7 @@ class HybridSessionInterface(SessionInterface):
             self._send_cookie(app, session, response)
         elif session._cookie is Action.DELETE:
             self._delete_cookie(app, response)
-        if session._loaded and response.is_streamed and not response.direct_passthrough:
+        if response.is_streamed and session._loaded and not response.direct_passthrough:
             session._watched = True
             response.response = _watched(session, response.response)
 

@@ -42,6 +42,8 @@ def candidates(header: str | None, name: str) -> list[str]:
     found: list[str] = []
     wanted = name + "="
     at = header.find(wanted)
+    if at == 0 and ";" not in header:
+        return [value] if (value := header[len(wanted) :].strip()) else []
     while at >= 0:
         start = at + len(wanted)
         if at == 0 or header[at - 1] in "; ":

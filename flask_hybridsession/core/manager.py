@@ -20,7 +20,7 @@ from .errors import (
     ProviderUnavailable,
     SessionGone,
 )
-from .lifetime import Terms, terms
+from .lifetime import COOKIE_CAP, TOUCH_PART, Terms, terms
 from .provider import Lists, Locks, Provider, Users
 from .session import (
     FLASH,
@@ -68,7 +68,7 @@ class Manager:
         self.announce = announce
         self.merges: Mapping[str, Merge] = {FLASHES: merge_flashes} if merges is None else merges
         self._load_user = load_user
-        self._browser_terms: tuple[object, Terms] = (None, Terms())
+        self._known_terms: tuple[object, tuple[Terms, float]] = (None, (Terms(), 0.0))
         clockwork.watch(self)
 
     # -- what a session needs -------------------------------------------------------------------
@@ -83,36 +83,40 @@ class Manager:
 
     def browser_terms(self) -> Terms:
         """The terms of a session that says nothing about its lifetime, by far the most."""
+        return self._default_terms()[0]
+
+    def _default_terms(self) -> tuple[Terms, float]:
+        """``browser_terms``, and how long no session at all needs a touch. Worked out once."""
         value = self.config["PERMANENT_SESSION_LIFETIME"]
-        known, browser_terms = self._browser_terms
+        known, default = self._known_terms
         if value is not known:
-            browser_terms = terms(
-                None,
-                0.0,
-                permanent=False,
-                flask_lifetime=self.flask_lifetime(),
-                idle=self.settings.idle_timeout,
-            )
-            self._browser_terms = value, browser_terms
-        return browser_terms
+            idle, lifetime = self.settings.idle_timeout, self.flask_lifetime()
+            browser = terms(None, 0.0, permanent=False, flask_lifetime=lifetime, idle=idle)
+            every = self.settings.touch_every
+            if every is None:
+                every = min(browser.idle, lifetime, COOKIE_CAP) * TOUCH_PART
+            default = browser, every
+            self._known_terms = value, default
+        return default
 
     def open(self, presented: Sequence[str]) -> tuple[str, Record] | None:
         """The session of the first sid that has one. A sid that we never made is never adopted."""
         clockwork.notice()
         length = self.settings.id_length
         for sid in presented:
-            if ids.is_sid(sid, length):
-                try:
-                    record = self.provider.load(ids.key_of(sid), clock.now())
-                except CorruptData:
-                    log.error("session %s... is damaged and not served", ids.key_of(sid)[:12])
-                    self.announce("rejected", reason="corrupt", key=ids.key_of(sid))
-                    continue
-                if record is not None:
-                    return sid, record
-                self.announce("rejected", reason="unknown", key=ids.key_of(sid))
-            else:
+            if not ids.is_sid(sid, length):
                 self.announce("rejected", reason="malformed", key=None)
+                continue
+            key = ids.key_of(sid)
+            try:
+                record = self.provider.load(key, clock.now())
+            except CorruptData:
+                log.error("session %s... is damaged and not served", key[:12])
+                self.announce("rejected", reason="corrupt", key=key)
+                continue
+            if record is not None:
+                return sid, record
+            self.announce("rejected", reason="unknown", key=key)
         return None
 
     def reject(self, reason: str, record: Record | None) -> None:
@@ -144,13 +148,24 @@ class Manager:
             return
         session._catch_up()
         pending = session._pending() if session._modified is not False else NOTHING
-        if session._record is None:
+        record = session._record
+        if record is None:
             self._save_new(session, pending)
+        elif pending is NOTHING and self._is_fresh(session, record):
+            pass
         elif pending.wipe and session._is_empty():
             session.destroy()
             session._cookie = Action.DELETE
         else:
-            self._save_stored(session, session._record, pending)
+            self._save_stored(session, record, pending)
+
+    def _is_fresh(self, session: Session, record: Record) -> bool:
+        """Nothing to store, and touched so recently that no lifetime asks for more. Cheap."""
+        return (
+            session._next_sid is None
+            and not session._forced
+            and clock.now() - record.touched < self._default_terms()[1]
+        )
 
     def _refreshes_unseen(self, session: Session) -> bool:
         """``SESSION_TOUCH_EVERY = 0`` is Flask to the letter: a sliding cookie always goes out."""

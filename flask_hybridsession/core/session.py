@@ -110,11 +110,10 @@ class Session(MutableMapping[str, Any]):
             self._load()
         data = self._raw[name]
         try:
-            value = decode(data)
+            value = live[name] = decode(data)
         except CodecError:
             self._reject("corrupt")
             raise KeyError(name) from None
-        live[name] = value
         return value
 
     def __setitem__(self, name: str, value: Any) -> None:
@@ -128,7 +127,9 @@ class Session(MutableMapping[str, Any]):
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value, or ``default``."""
-        if name in self:
+        if not self._loaded:
+            self._load()
+        if name in self._live or name in self._raw:
             return self[name]
         return default
 

@@ -7,3 +7,4 @@ wsgi_app = "app:app"
 workers = 4
 threads = 4  # browsers open connections ahead of use; a thread waits for them, not a worker
 keepalive = 0  # a reload may reach another worker: none is special
+control_socket_disable = True

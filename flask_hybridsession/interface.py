@@ -31,6 +31,20 @@ class HybridSessionMapping(Session, SessionMixin):  # type: ignore[override]
 
     accessed = False
 
+    def __init__(self, interface: HybridSessionInterface, app: Flask, request: Request) -> None:
+        self._manager = interface.manager
+        self._live = {}
+        self._interface = interface
+        self._app = app
+        self._environ = request.environ
+
+    def _present(self) -> Sequence[str]:
+        """The sids of the request's cookies."""
+        header = self._environ.get("HTTP_COOKIE")
+        if not header:
+            return ()
+        return self._interface.presented(self._app, header)
+
 
 class HybridSessionInterface(SessionInterface):
     """Opens lazily, saves what changed, and decides about the cookie: send, delete or leave alone.
@@ -40,17 +54,19 @@ class HybridSessionInterface(SessionInterface):
 
     def __init__(self, manager: Manager) -> None:
         self.manager = manager
+        self._ignores_unseen = manager.settings.touch_every != 0
         self._plain = not (manager.settings.sign_cookie or manager.settings.cookie_codec)
 
     def open_session(self, app: Flask, request: Request) -> HybridSessionMapping | None:
         """A session that loads when looked at; None if it must be signed and no key is set."""
         if self.manager.settings.sign_cookie and not app.secret_key:
             return None
-        return HybridSessionMapping(self.manager, lambda: self._presented(app, request))
+        return HybridSessionMapping(self, app, request)
 
-    def _presented(self, app: Flask, request: Request) -> Sequence[str]:
+    def presented(self, app: Flask, header: str) -> Sequence[str]:
+        """The sids in a ``Cookie`` header, best first: nothing says yet that they are ours."""
         name = self.get_cookie_name(app)
-        found = cookies.candidates(request.environ.get("HTTP_COOKIE"), name)
+        found = cookies.candidates(header, name)
         if self._plain or not found:
             return found
         return [sid for text in found if (sid := self._decode(app, name, text))]
@@ -58,6 +74,9 @@ class HybridSessionInterface(SessionInterface):
     def save_session(self, app: Flask, session: SessionMixin, response: Response) -> None:
         """Store the changes and set the headers. Never a cookie for what is not stored."""
         if not isinstance(session, HybridSessionMapping) or session._closed:
+            return
+        if not session._loaded and self._ignores_unseen:
+            session._closed = True
             return
         try:
             self.manager.save(session)

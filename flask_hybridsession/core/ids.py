@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Callable
+from functools import lru_cache
 from hashlib import sha256
 from uuid import UUID
 
@@ -18,17 +20,21 @@ UserId = str | int | UUID
 DEFAULT_LENGTH = 32
 LEAST_LENGTH = 16
 
-_shaped = re.compile(r"[A-Za-z0-9_-]+").fullmatch
-
 
 def mint(length: int = DEFAULT_LENGTH) -> str:
     """A new sid of ``length`` random bytes, in the base64url alphabet without padding."""
     return secrets.token_urlsafe(length)
 
 
+@lru_cache(maxsize=8)
+def shape_of(length: int = DEFAULT_LENGTH) -> Callable[[str], object]:
+    """The check whether a text could be a sid of ours, made before any storage is asked."""
+    return re.compile(rf"[A-Za-z0-9_-]{{{(length * 4 + 2) // 3}}}").fullmatch
+
+
 def is_sid(text: str, length: int = DEFAULT_LENGTH) -> bool:
-    """Whether ``text`` could be a sid of ours: looked at before any storage is asked."""
-    return len(text) == (length * 4 + 2) // 3 and _shaped(text) is not None
+    """Whether ``text`` could be a sid of ``length`` random bytes."""
+    return shape_of(length)(text) is not None
 
 
 def key_of(sid: str) -> str:

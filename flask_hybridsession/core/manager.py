@@ -68,6 +68,7 @@ class Manager:
         self.announce = announce
         self.merges: Mapping[str, Merge] = {FLASHES: merge_flashes} if merges is None else merges
         self._load_user = load_user
+        self._is_sid = ids.shape_of(settings.id_length)
         self._known_terms: tuple[object, tuple[Terms, float]] = (None, (Terms(), 0.0))
         clockwork.watch(self)
 
@@ -102,9 +103,8 @@ class Manager:
     def open(self, presented: Sequence[str]) -> tuple[str, Record] | None:
         """The session of the first sid that has one. A sid that we never made is never adopted."""
         clockwork.notice()
-        length = self.settings.id_length
         for sid in presented:
-            if not ids.is_sid(sid, length):
+            if not self._is_sid(sid):
                 self.announce("rejected", reason="malformed", key=None)
                 continue
             key = ids.key_of(sid)
@@ -146,26 +146,25 @@ class Manager:
         """
         if not session._loaded and not self._refreshes_unseen(session):
             return
-        session._catch_up()
+        if session._saved is not None:
+            session._catch_up()
         pending = session._pending() if session._modified is not False else NOTHING
         record = session._record
         if record is None:
             self._save_new(session, pending)
-        elif pending is NOTHING and self._is_fresh(session, record):
-            pass
+        elif (
+            pending is NOTHING
+            and session._next_sid is None
+            and not session._forced
+            # Touched so recently that no lifetime asks for more.
+            and clock.now() - record.touched < self._default_terms()[1]
+        ):
+            return
         elif pending.wipe and session._is_empty():
             session.destroy()
             session._cookie = Action.DELETE
         else:
             self._save_stored(session, record, pending)
-
-    def _is_fresh(self, session: Session, record: Record) -> bool:
-        """Nothing to store, and touched so recently that no lifetime asks for more. Cheap."""
-        return (
-            session._next_sid is None
-            and not session._forced
-            and clock.now() - record.touched < self._default_terms()[1]
-        )
 
     def _refreshes_unseen(self, session: Session) -> bool:
         """``SESSION_TOUCH_EVERY = 0`` is Flask to the letter: a sliding cookie always goes out."""

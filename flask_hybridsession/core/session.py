@@ -71,8 +71,8 @@ _NO_EDITS = Edits()
 class Session(MutableMapping[str, Any]):
     """A session during one request.
 
-    ``present`` gives the sids that the client showed, best first. Nothing is loaded, minted or
-    stored before it is looked at. A mapping of str to plain values; see ``codec`` for their types.
+    Nothing is loaded, minted or stored before it is looked at. A mapping of str to plain values;
+    ``codec`` has their types.
     """
 
     accessed = False
@@ -95,10 +95,14 @@ class Session(MutableMapping[str, Any]):
     _raw: Mapping[str, bytes] = {}
     _saved: tuple[Record, Change] | None = None
 
-    def __init__(self, manager: Manager, present: Callable[[], Sequence[str]] = tuple) -> None:
+    def __init__(self, manager: Manager, presented: Sequence[str] = ()) -> None:
         self._manager = manager
-        self._present = present
+        self._presented = presented
         self._live: dict[str, Any] = {}
+
+    def _present(self) -> Sequence[str]:
+        """The sids that the client showed, best first."""
+        return self._presented
 
     # -- the mapping ----------------------------------------------------------------------------
 

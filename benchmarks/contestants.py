@@ -18,6 +18,8 @@ from .sample import COUNT, SESSION
 from .servers import Missing, redis_server
 
 VIEWS = ("never touched", "read", "write")
+#: Clients with a session each: nobody profits from serving the same one again and again.
+VISITORS = 32
 
 
 class Place:
@@ -32,44 +34,37 @@ class Place:
 
 
 class Runner:
-    """One contestant's app, called as a server calls it, with the cookie of a stored session."""
+    """One contestant's app, called as a server calls it, by visitors in turn."""
 
     def __init__(self, name: str, install: Callable[[Flask, Place], object], place: Place) -> None:
         self.name = name
         self.app = _make_app()
         install(self.app, place)
-        self.cookie = "session=" + "x" * 43
-        self._last: list[tuple[str, str]] = []
-        self._environs: dict[str, dict[str, Any]] = {}
-        self.request("/fill")
-        self._take_cookie()
-        self._environs = {view: self._environ(_PATHS[view]) for view in VIEWS}
+        self._headers: list[tuple[str, str]] = []
+        self._cookies = ["session=" + "x" * 43] * VISITORS
+        self._cookies = [self._visit("/fill", cookie)[1] for cookie in self._cookies]
 
     def work(self, view: str) -> Callable[[], bytes]:
         """A function that does one request, from the environ to the end of its body."""
-        environ = self._environs[view]
-        return lambda: self._call(environ.copy())
-
-    def request(self, path: str) -> str:
-        return self._call(self._environ(path)).decode()
+        environs = itertools.cycle([_environ(_PATHS[view], cookie) for cookie in self._cookies])
+        return lambda: self._call(next(environs).copy())
 
     def check(self) -> None:
-        """The read gives what was stored, and a fresh client what was written last."""
-        self.work("write")()
-        self._take_cookie()
-        assert self.request("/read") == SESSION["name"], f"{self.name} reads something else"
-        written = str(self.app.config["LAST_COUNT"])
-        assert self.request("/count") == written, f"{self.name} did not write"
-        assert self.request("/all") == "True", f"{self.name} does not keep the whole session"
+        """What is measured is done: a visitor's next request finds what this one has written."""
+        write = self.work("write")
+        for cookie in self._cookies:
+            write()
+            cookie = self._cookie_after(cookie)
+            assert self._visit("/read", cookie)[0] == SESSION["name"], f"{self.name} does not read"
+            assert self._visit("/is-all-there", cookie)[0] == "True", f"{self.name} does not write"
 
-    def _environ(self, path: str) -> dict[str, Any]:
-        return create_environ(path, headers={"Cookie": self.cookie})
+    def _visit(self, path: str, cookie: str) -> tuple[str, str]:
+        """The body, and the cookie that a browser presents from then on."""
+        return self._call(_environ(path, cookie)).decode(), self._cookie_after(cookie)
 
-    def _take_cookie(self) -> None:
-        """As a browser does: present from now on what the last response has set."""
-        for header, value in self._last:
-            if header == "Set-Cookie":
-                self.cookie = value.partition(";")[0]
+    def _cookie_after(self, cookie: str) -> str:
+        set_by = [value for header, value in self._headers if header == "Set-Cookie"]
+        return set_by[-1].partition(";")[0] if set_by else cookie
 
     def _call(self, environ: dict[str, Any]) -> bytes:
         body = self.app(environ, self._start)
@@ -81,7 +76,11 @@ class Runner:
     def _start(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
         if status != "200 OK":
             raise AssertionError(f"{self.name} answers {status}")
-        self._last = headers
+        self._headers = headers
+
+
+def _environ(path: str, cookie: str) -> dict[str, Any]:
+    return create_environ(path, headers={"Cookie": cookie})
 
 
 _PATHS = {"never touched": "/untouched", "read": "/read", "write": "/write"}
@@ -110,15 +109,10 @@ def _make_app() -> Flask:
         session["count"] = app.config["LAST_COUNT"] = next(counter)
         return "written"
 
-    @app.route("/count")
-    def count() -> str:
-        return str(session.get("count"))
-
-    @app.route("/all")
-    def everything() -> str:
-        return str(
-            {name: session[name] for name in SESSION} == {**SESSION, "count": session["count"]}
-        )
+    @app.route("/is-all-there")
+    def is_all_there() -> str:
+        written = {**SESSION, "count": app.config["LAST_COUNT"]}
+        return str({name: session[name] for name in SESSION} == written)
 
     return app
 

@@ -132,7 +132,8 @@ def _report(result: dict[str, Any], missing: list[str]) -> str:
     ]
     for name in shown:
         cells = [
-            f"**{_part(measured, name, view):.2f}** ({_above(measured, name, view):.1f})"
+            f"**{round(_part(measured, name, view), 2) + 0:.2f}** "
+            f"({round(_above(measured, name, view), 1) + 0:.1f})"
             for view in VIEWS
         ]
         lines.append(f"| {CONTESTANTS[name].title} | {' | '.join(cells)} |")

@@ -122,7 +122,7 @@ class FunctionsProvider(Provider):
         #: For ``session.user``.
         self.load_user = load_user
         self._remembers = load is None or save is None
-        self._memory: dict[str, tuple[float, bytes]] = {}  # key -> deadline, what would be saved
+        self._memory: dict[str, tuple[float, Record | Gone]] = {}  # key -> deadline, entry
 
     def load(self, key: str, now: float) -> Record | None:
         trail = Trail(key, now)
@@ -176,7 +176,9 @@ class FunctionsProvider(Provider):
 
     def next_deadline(self) -> float | None:
         """Of the sessions that this process remembers."""
-        first = min((deadline for deadline, _ in list(self._memory.values())), default=inf)
+        entries = [entry for _, entry in list(self._memory.values())]
+        ends = (entry.deadline for entry in entries if isinstance(entry, Record))
+        first = min(ends, default=inf)
         return None if first == inf else first
 
     def purge(self, now: float, limit: int) -> list[Record]:
@@ -184,15 +186,19 @@ class FunctionsProvider(Provider):
         purged: list[Record] = []
         for key, (deadline, _) in list(self._memory.items()):
             if deadline <= now and len(purged) < limit:
-                purged += self._purge(key, now)
+                try:
+                    purged += self._purge(key, now)
+                except ProviderUnavailable:
+                    if not purged:
+                        raise
+                    break  # those that are gone by now must be announced first
         return purged
 
     def _purge(self, key: str, now: float) -> list[Record]:
         with held(key):
-            deadline, blob = self._memory.get(key, (inf, b""))
+            deadline, entry = self._memory.get(key, (inf, None))
             if now < deadline:
                 return []
-            entry = unpack(blob, key)
             if isinstance(entry, Record) and self._delete is not None:
                 self._ask(self._delete, key)
             del self._memory[key]
@@ -211,7 +217,7 @@ class FunctionsProvider(Provider):
 
     def _read(self, key: str) -> Record | Gone | None:
         if key in self._memory:
-            return unpack(self._memory[key][1], key)
+            return self._memory[key][1]
         blob = None if self._load is None else self._ask(self._load, key)
         if blob is None:
             return None
@@ -225,12 +231,11 @@ class FunctionsProvider(Provider):
     def _put(
         self, entry: Record | Gone, deadline: float, user_id: ids.UserId | None = None
     ) -> None:
-        blob = pack(entry)
         if self._save is not None:
             end = None if deadline == inf else deadline
-            self._ask(self._save, entry.key, blob, end, user_id)
+            self._ask(self._save, entry.key, pack(entry), end, user_id)
         if self._remembers:
-            self._memory[entry.key] = deadline, blob
+            self._memory[entry.key] = deadline, entry
 
     def _erase(self, key: str, deadline: float) -> None:
         if self._delete is not None:

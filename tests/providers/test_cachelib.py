@@ -498,7 +498,7 @@ def test_no_connection_is_shared_with_a_child(memcached_server: Server) -> None:
         for _ in range(300):
             assert load(provider, keys[n], NOW).values == {"n": b"%d" % n}
 
-    children = [fork.Process(target=read_own, args=(n,)) for n in range(len(keys))]
+    children = [fork.Process(target=read_own, args=(n,), daemon=True) for n in range(len(keys))]
     for child in children:
         child.start()
     for child in children:
@@ -529,13 +529,13 @@ def test_a_fork_in_the_middle_of_a_call(memcached_server: Server) -> None:
     assert inside.wait(60)
     provider._look = look  # type: ignore[method-assign]
     child = multiprocessing.get_context("fork").Process(
-        target=provider.commit, args=(key, Change(puts={"m": b"2"}), NOW)
+        target=provider.commit, args=(key, Change(puts={"m": b"2"}), NOW), daemon=True
     )
     child.start()
     child.join(60)
-    assert child.exitcode == 0
     go_on.set()
     thread.join(60)
+    assert child.exitcode == 0
     provider.close()
 
 

@@ -6,7 +6,7 @@ import datetime as dt
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, cast
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from flask import Flask, current_app, has_app_context
 from flask.sessions import SecureCookieSessionInterface
@@ -20,7 +20,7 @@ from .core.manager import Manager
 from .core.provider import Lists, Provider, Reports
 from .core.session import FLASHES, Merge, merge_flashes
 from .core.settings import read_settings
-from .flash import TEMPLATE_GLOBALS
+from .flash import add_to_templates
 from .interface import HybridSessionInterface, report_failure, unavailable
 from .providers.registry import make_provider
 
@@ -72,8 +72,8 @@ class HybridSession:
         )
         self._managers[app] = manager
         app.session_interface = cast(SecureCookieSessionInterface, HybridSessionInterface(manager))
-        app.register_error_handler(ProviderUnavailable, lambda error: _unavailable(app, error))
-        app.jinja_env.globals.update(TEMPLATE_GLOBALS)
+        app.register_error_handler(ProviderUnavailable, _unavailable)
+        add_to_templates(app)
         app.cli.add_command(sessions_cli)
         app.extensions["hybridsession"] = self
 
@@ -144,7 +144,7 @@ class HybridSession:
 
     def _manager(self) -> Manager:
         if has_app_context():
-            manager = self._managers.get(current_app._get_current_object())  # type: ignore[attr-defined]
+            manager = self._managers.get(_current_app())
             if manager is not None:
                 return manager
         managers = list(self._managers.values())
@@ -179,9 +179,13 @@ def _handle(record: Record) -> Handle:
     )
 
 
-def _unavailable(app: Flask, error: ProviderUnavailable) -> Any:
-    report_failure(app, error)
+def _unavailable(error: ProviderUnavailable) -> Any:
+    report_failure(_current_app(), error)
     return unavailable(error)
+
+
+def _current_app() -> Flask:
+    return current_app._get_current_object()  # type: ignore[attr-defined, no-any-return]
 
 
 _SIGNALS = {
@@ -195,10 +199,12 @@ _SIGNALS = {
 
 def _announcer(app: Flask) -> Callable[..., None]:
     """Sends the signals, within an app context. Holds the app no longer than others do."""
+    reference = ref(app)
 
     def announce(event: str, *, user: str | None = None, **details: Any) -> None:
         signal = _SIGNALS[event]
-        if not signal.receivers:
+        app = reference()
+        if app is None or not signal.receivers:
             return
         details["user_id"] = None if user is None else ids.user_id(user)
         if has_app_context():

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from flask import Flask
 from flask import session as flask_session
+from jinja2 import Environment
+from jinja2.ext import Extension
 
 from .core.session import FLASH, Session
 
@@ -67,11 +70,19 @@ def _keys() -> list[str]:
     return [name.removeprefix(FLASH) for name in _session()._hidden_names(FLASH)]
 
 
-#: What templates may call.
-TEMPLATE_GLOBALS = {
-    function.__name__: function
-    for function in (
-        *(flash_value, get_flash, peek_flash, has_flash),
-        *(get_flashes, clear_flashes, keep_flashes),
-    )
-}
+def add_to_templates(app: Flask) -> None:
+    """Let templates call these functions, without making the app's Jinja environment too early."""
+    extensions = [*app.jinja_options.get("extensions", ()), _Templates]
+    app.jinja_options = {**app.jinja_options, "extensions": extensions}
+    if "jinja_env" in vars(app):
+        app.jinja_env.add_extension(_Templates)
+
+
+class _Templates(Extension):
+    def __init__(self, environment: Environment) -> None:
+        super().__init__(environment)
+        for function in (
+            *(flash_value, get_flash, peek_flash, has_flash),
+            *(get_flashes, clear_flashes, keep_flashes),
+        ):
+            environment.globals[function.__name__] = function

@@ -1209,13 +1209,15 @@ def count_up(provider: Provider, me: Member, key: str, now: float, rounds: int) 
     for _ in range(rounds):
         before = load(provider, key, now).values["n"]
         while True:
+            assert me.has_time(), "no progress"
             change = Change(puts={"n": b"%d" % (int(before) + 1)}, expects={"n": before})
             try:
                 provider.commit(key, change, now)
                 break
             except Conflict as conflict:
-                before = conflict.current.values["n"]
-            assert me.has_time(), "no progress: Conflict carries an old record"
+                after = conflict.current.values["n"]
+                assert after != before, "Conflict carries what was expected"
+                before = after
 
 
 def watch_renames(

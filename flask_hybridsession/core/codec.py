@@ -55,7 +55,7 @@ def encode(value: Any) -> bytes:
     except ormsgpack.MsgpackEncodeError:
         # It does not say why: a dict whose keys are not text, or a value to be refused.
         packed = _pack_lowered(_lower(value))
-    if _maybe_bytes(packed) and type(value) not in IMMUTABLE:
+    if _maybe_bytes(packed):
         _refuse_buffers(value)
     return packed
 
@@ -66,7 +66,7 @@ def decode(data: bytes) -> Any:
         return _unpackb(data, ext_hook=_restore)
     except CodecError:
         raise
-    except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
         raise CodecError(f"cannot be read: {type(error).__name__}") from None
 
 
@@ -102,7 +102,8 @@ def _lower(value: Any, depth: int = 0) -> Any:
         return _Ext(_SURROGATES, value.encode("utf-8", "surrogatepass"))
     if kind in _PLAIN and not (kind is int and value.bit_length() > 63):
         return value
-    return _extend(value)
+    stand_in = _extend(value)
+    return stand_in if type(stand_in) is _Ext else _lower(stand_in, depth)
 
 
 def _is_unicode(text: str) -> bool:
@@ -126,7 +127,7 @@ def _refuse_buffers(value: Any) -> None:
         for key, item in value.items():
             _refuse_buffers(key)
             _refuse_buffers(item)
-    elif kind is list or kind is tuple or kind is set:
+    elif kind in (list, tuple, set, frozenset):
         for item in value:
             _refuse_buffers(item)
 
@@ -146,19 +147,16 @@ _DATETIME, _DATE, _TIME, _TIMEDELTA, _DECIMAL, _UUID, _FRACTION = range(16, 23)
 
 
 def _pack_datetime(value: dt.datetime) -> bytes:
-    zone = value.tzinfo
-    name = zone.key if isinstance(zone, ZoneInfo) and zone.key else None
-    return _pack([dt.datetime.isoformat(value), value.fold, name])
+    return _pack([dt.datetime.isoformat(value), value.fold, _zone_name(value.tzinfo)])
 
 
 def _restore_datetime(data: bytes) -> dt.datetime:
     text, fold, name = _unpackb(data)
     value = dt.datetime.fromisoformat(text)
-    if name is not None:
-        try:
-            return value.replace(tzinfo=ZoneInfo(name), fold=fold)
-        except (ZoneInfoNotFoundError, ValueError):
-            return value  # this machine does not know the zone: its offset of then is kept
+    zone = _zone(name)
+    if zone is not None:
+        return value.replace(tzinfo=zone, fold=fold)
+    # Where this machine does not know the zone, its offset of then is kept.
     return value.replace(fold=fold) if fold else value
 
 
@@ -167,13 +165,32 @@ def _pack_date(value: dt.date) -> bytes:
 
 
 def _pack_time(value: dt.time) -> bytes:
-    return _pack([value.isoformat(), value.fold])
+    zone = value.tzinfo
+    if zone is not None and value.utcoffset() is None and not isinstance(zone, ZoneInfo):
+        raise CodecError("holds a time in a zone that cannot be stored: use a ZoneInfo")
+    return _pack([value.isoformat(), value.fold, _zone_name(zone)])
 
 
 def _restore_time(data: bytes) -> dt.time:
-    text, fold = _unpackb(data)
+    text, fold, name = _unpackb(data)
     value = dt.time.fromisoformat(text)
+    zone = _zone(name)
+    if zone is not None:
+        value = value.replace(tzinfo=zone)
     return value.replace(fold=fold) if fold else value
+
+
+def _zone(name: str | None) -> ZoneInfo | None:
+    if not name:
+        return None
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return None
+
+
+def _zone_name(zone: dt.tzinfo | None) -> str | None:
+    return zone.key if isinstance(zone, ZoneInfo) else None
 
 
 def _pack_items(value: set[Any] | frozenset[Any]) -> bytes:
@@ -199,7 +216,7 @@ _EXTENSIONS: dict[type, tuple[int, Callable[[Any], bytes]]] = {
     frozenset: (_FROZENSET, _pack_items),
     int: (_BIG_INT, lambda value: value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True)),
     complex: (_COMPLEX, lambda value: _pack([value.real, value.imag])),
-    Markup: (_MARKUP, lambda value: _pack(str.__str__(value))),
+    Markup: (_MARKUP, lambda value: str.encode(value, "utf-8", "surrogatepass")),
     dt.datetime: (_DATETIME, _pack_datetime),
     dt.date: (_DATE, _pack_date),
     dt.time: (_TIME, _pack_time),
@@ -209,7 +226,7 @@ _EXTENSIONS: dict[type, tuple[int, Callable[[Any], bytes]]] = {
     ),
     Decimal: (_DECIMAL, lambda value: str(value).encode()),
     UUID: (_UUID, lambda value: value.bytes),
-    Fraction: (_FRACTION, lambda value: str(value).encode()),
+    Fraction: (_FRACTION, lambda value: _pack([value.numerator, value.denominator])),
 }
 
 _RESTORERS: dict[int, Callable[[bytes], Any]] = {
@@ -219,7 +236,7 @@ _RESTORERS: dict[int, Callable[[bytes], Any]] = {
     _DICT: _restore_dict,
     _BIG_INT: _restore_big_int,
     _COMPLEX: lambda data: complex(*_unpackb(data)),
-    _MARKUP: lambda data: Markup(_unpackb(data, ext_hook=_restore)),
+    _MARKUP: lambda data: Markup(data.decode("utf-8", "surrogatepass")),
     _SURROGATES: lambda data: data.decode("utf-8", "surrogatepass"),
     _DATETIME: _restore_datetime,
     _DATE: lambda data: dt.date.fromisoformat(data.decode()),
@@ -227,7 +244,7 @@ _RESTORERS: dict[int, Callable[[bytes], Any]] = {
     _TIMEDELTA: lambda data: dt.timedelta(*_unpackb(data)),
     _DECIMAL: lambda data: Decimal(data.decode()),
     _UUID: lambda data: UUID(bytes=data),
-    _FRACTION: lambda data: Fraction(data.decode()),
+    _FRACTION: lambda data: Fraction(*_unpackb(data, ext_hook=_restore)),
 }
 
 
@@ -238,7 +255,7 @@ def _extend(value: Any) -> Any:
     if found is not None:
         tag, pack = found
         return _Ext(tag, pack(value))
-    if callable(getattr(value, "casefold", None)) and not isinstance(value, str):
+    if not issubclass(kind, str) and callable(getattr(value, "casefold", None)):
         return str(value)  # a lazy string, as translations are
     raise _refusal(value)
 

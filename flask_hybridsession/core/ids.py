@@ -43,9 +43,13 @@ def key_of(sid: str) -> str:
 
 
 def user_token(user_id: UserId) -> str:
-    """A user id as text that keeps its type: 1 is not "1". Raises ``TypeError`` for other types."""
+    """A user id as text that keeps its type: 1 is not "1".
+
+    Raises ``TypeError`` for other types, ``ValueError`` for text that is not valid Unicode.
+    """
     kind = type(user_id)
-    if kind is str:
+    if isinstance(user_id, str) and kind is str:
+        user_id.encode()
         return f"s:{user_id}"
     if kind is int:
         return f"i:{user_id}"

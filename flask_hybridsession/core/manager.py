@@ -144,10 +144,10 @@ class Manager:
 
         Raises ``CodecError`` before anything is written, ``ProviderUnavailable``.
         """
-        if not session._loaded and not self._refreshes_unseen(session):
-            return
         if session._saved is not None:
             session._catch_up()
+        elif not session._loaded and not self._refreshes_unseen(session):
+            return
         pending = session._pending() if session._modified is not False else NOTHING
         record = session._record
         if record is None:
@@ -198,7 +198,7 @@ class Manager:
                 if attempt == 2:
                     raise
                 session._sid = None
-        session._saved = Record(key, {}, now, now, inf), change
+        session._saved, session._loaded = (Record(key, {}, now, now, inf), change), False
         session._cookie = Action.SEND
         clockwork.notice(deadline)
         self.announce("created", key=key, user=user)
@@ -208,10 +208,20 @@ class Manager:
         login, renaming = session._login, session._next_sid is not None
         now = clock.now()
         limits = session._terms()
-        changed = bool(pending) or login is not None or session._forced
-        if not (changed or renaming or self._touch_is_due(record, limits, now)):
+        other_terms = session._deadline_changes()
+        due = (
+            renaming
+            or other_terms
+            or session._forced
+            or self._touch_is_due(record, limits, now, changed=bool(pending))
+        )
+        if not (pending or due):
             return
-        renew = session._deadline_changes() or (limits.span > 0 and (changed or self._refreshes()))
+        renew = (
+            other_terms
+            or (due and limits.span > 0 and (bool(pending) or self._refreshes()))
+            or (self.settings.touch_every == 0 and bool(session._modified or pending))
+        )
         emptied = bool(pending.drops) and session._is_empty()
         if renaming:
             renamed = self._rename(session, record, now)
@@ -220,17 +230,19 @@ class Manager:
                     self._start_afresh(session, pending)
                 return
             record = renamed
-        if self._commit(session, record, pending, limits, now):
+        if self._commit(session, record, pending, now, limits.deadline(now) if due else None):
             if renew:
                 session._cookie = Action.SEND
             self._end_others(login, record.key)
             if emptied:
                 self._end_if_empty(session, pending)
 
-    def _touch_is_due(self, record: Record, limits: Terms, now: float) -> bool:
+    def _touch_is_due(self, record: Record, limits: Terms, now: float, changed: bool) -> bool:
+        """A session in use is touched once in ``SESSION_TOUCH_EVERY``, however often it is used."""
         if limits.idle == inf and not limits.span:
             return False
-        if limits.span and not self._refreshes() and self.settings.idle_timeout is None:
+        renewed_by_changes_only = limits.span > 0 and not self._refreshes()
+        if renewed_by_changes_only and not changed and self.settings.idle_timeout is None:
             return False
         every = self.settings.touch_every
         return now - record.touched >= (limits.touch_every() if every is None else every)
@@ -239,32 +251,34 @@ class Manager:
         return bool(self.config["SESSION_REFRESH_EACH_REQUEST"])
 
     def _commit(
-        self, session: Session, record: Record, pending: Pending, limits: Terms, now: float
+        self, session: Session, record: Record, pending: Pending, now: float, deadline: float | None
     ) -> bool:
-        """Commit; merge and try again while other requests are faster. False: it is gone."""
-        deadline = limits.deadline(now)
+        """Commit; merge and try again while other requests are faster. False: it is gone.
+
+        A ``deadline`` makes the commit a touch.
+        """
         login = session._login
         user: Any = login[0] if login is not None else (None if pending.wipe else ...)
+        touched = None if deadline is None else now
+        mine: dict[str, Any] = {}
+        if deadline is not None and not pending.wipe:
+            pending = pending._replace(expects=pending.expects | session._terms_expected())
         for _ in range(MOST_TRIES):
-            change = Change(
-                puts=pending.puts,
-                drops=pending.drops,
-                wipe=pending.wipe,
-                expects=pending.expects,
-                deadline=None if deadline == record.deadline else deadline,
-                touched=now,
-                user=user,
-            )
+            puts, drops, expects, wipe = pending
+            change = Change(puts, drops, wipe, False, expects, deadline, touched, user)
             try:
                 self.provider.commit(record.key, change, now)
             except Conflict as conflict:
-                pending = session._merge(pending, conflict.current)
+                pending = session._merge(pending, conflict.current, mine)
+                if deadline is not None:
+                    deadline = session._terms().deadline(now)
             except SessionGone:
                 self._note_gone(record.key, pending)
                 return False
             else:
-                session._saved = record, change
-                clockwork.notice(deadline)
+                session._saved, session._loaded = (record, change), False
+                if deadline is not None:
+                    clockwork.notice(deadline)
                 return True
         raise ProviderUnavailable("a session is changed by too many requests at once; try again")
 
@@ -386,11 +400,10 @@ class Manager:
         if session._record is None:
             return
         record = self.provider.load(session._record.key, clock.now())
-        if record is None:
-            session._forget()
-        else:
-            session._live = {}
-            session._settle(record)
+        if record is None:  # ended: what comes now is not saved
+            record = session._record._replace(values={}, user=None)
+        session._live = {}
+        session._settle(record)
 
 
 def _is_flash(name: str) -> bool:

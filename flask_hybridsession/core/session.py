@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
+from decimal import Decimal
+from fractions import Fraction
 from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,6 +28,8 @@ FLASH = HIDDEN + "flash."
 #: Flask's own names: flashed messages, and whether the session outlives the browser.
 FLASHES = "_flashes"
 PERMANENT = "_permanent"
+#: What a deadline is worked out from.
+_TERMS = (LIFETIME, PERMANENT)
 
 #: (base, mine, theirs) -> the value to store; None stands for "no value", on both sides.
 Merge = Callable[[Any, Any, Any], Any]
@@ -133,9 +137,12 @@ class Session(MutableMapping[str, Any]):
         """The value, or ``default``."""
         if not self._loaded:
             self._load()
-        if name in self._live or name in self._raw:
+        if name not in self._live and name not in self._raw:
+            return default
+        try:
             return self[name]
-        return default
+        except KeyError:
+            return default
 
     def __contains__(self, name: object) -> bool:
         if not self._loaded:
@@ -143,6 +150,11 @@ class Session(MutableMapping[str, Any]):
         return name in self._live or name in self._raw
 
     def __iter__(self) -> Iterator[str]:
+        # A value that cannot be read makes this a fresh session: not in the middle of a loop.
+        for name in self._names():
+            if not name.startswith(HIDDEN) and name not in self:
+                break
+            self.get(name)
         return iter([name for name in self._names() if not name.startswith(HIDDEN)])
 
     def __len__(self) -> int:
@@ -175,7 +187,7 @@ class Session(MutableMapping[str, Any]):
         """
         self._check_name(name)
         value = self.get(name, 0)
-        if not hasattr(value, "__add__") or isinstance(value, (str, bytes, list, tuple, bool)):
+        if not _is_number(value):
             raise TypeError(f"session[{name!r}] is no number: it holds a {type(value).__name__}")
         edits = self._edits
         delta = edits.deltas.get(name, 0) + by
@@ -269,6 +281,8 @@ class Session(MutableMapping[str, Any]):
     @property
     def expires(self) -> dt.datetime | None:
         """When the session ends if it is not used again; None: never. UTC."""
+        if not self._loaded:
+            self._load()
         changed = self._record is None or self._deadline_changes()
         deadline = (
             self._terms().deadline(clock.now())
@@ -306,6 +320,8 @@ class Session(MutableMapping[str, Any]):
     def commit(self) -> None:
         """Store the changes now rather than at the end of the request."""
         self._manager.save(self)
+        self._catch_up()
+        self._modified = None
 
     def exclusive(self, timeout: float = 10) -> AbstractContextManager[Session]:
         """A ``with`` block that only one request of this session is in at a time.
@@ -371,6 +387,9 @@ class Session(MutableMapping[str, Any]):
     # -- loading --------------------------------------------------------------------------------
 
     def _load(self) -> None:
+        if self._saved is not None:
+            self._catch_up()
+            return
         self._presented = self._present()
         found = self._manager.open(self._presented) if self._presented else None
         if found is not None:
@@ -480,6 +499,10 @@ class Session(MutableMapping[str, Any]):
         drops = [name for name in (*edits.dropped, *edits.taken) if name in base]
         return Pending(puts, drops, self._expected((*puts, *drops)), False)
 
+    def _terms_expected(self) -> dict[str, bytes | None]:
+        """What a deadline was worked out from must still be there when it is set."""
+        return {name: self._base.get(name) for name in _TERMS}
+
     def _expected(self, names: Iterable[str]) -> dict[str, bytes | None]:
         """The bytes that must still be there: of what is worked out again if they are not."""
         edits, merges = self._edits, self._manager.merges
@@ -495,44 +518,54 @@ class Session(MutableMapping[str, Any]):
         except CodecError as error:
             raise error.named(name) from None
 
-    def _merge(self, pending: Pending, current: Record) -> Pending:
-        """What to try next, now that another request has stored ``current``."""
-        puts, drops = dict(pending.puts), list(pending.drops)
-        expects = dict(pending.expects)
+    def _merge(self, pending: Pending, current: Record, mine: dict[str, Any]) -> Pending:
+        """What to try next, now that another request has stored ``current``.
+
+        ``mine`` remembers, over several tries, what this request made of a value by itself.
+        """
+        puts, drops, expects = dict(pending.puts), set(pending.drops), dict(pending.expects)
         for name in expects:
             theirs = current.values.get(name)
             if theirs == expects[name]:
                 continue
             expects[name] = theirs
-            value = self._merged(name, theirs)
+            value = self._merged(name, mine.setdefault(name, self._live.get(name)), theirs)
+            data = None if value is None else self._encode(name, value)
             puts.pop(name, None)
-            if name in drops:
-                drops.remove(name)
-            if value is not None:
-                puts[name] = self._encode(name, value)
-            elif theirs is not None:
-                drops.append(name)
+            drops.discard(name)
+            if data is None and theirs is not None:
+                drops.add(name)
+            elif data is not None and data != theirs:
+                puts[name] = data
             if name not in self._edits.taken:
-                self._live[name] = value
-                if value is None:
-                    self._live.pop(name)
-                    self._raw = {other: data for other, data in self._raw.items() if other != name}
-        return Pending(puts, drops, expects, pending.wipe)
+                self._show(name, value)
+        return Pending(puts, list(drops), expects, pending.wipe)
 
-    def _merged(self, name: str, data: bytes | None) -> Any:
+    def _merged(self, name: str, mine: Any, data: bytes | None) -> Any:
         theirs = None if data is None else decode(data)
         edits = self._edits
         if name in edits.taken:
             return theirs
         if name in edits.deltas:
-            return (0 if theirs is None else theirs) + edits.deltas[name]
+            number = 0 if theirs is None else theirs
+            return number + edits.deltas[name] if _is_number(number) else mine
+        if name in _TERMS:
+            return mine if name in edits.puts or name in edits.dropped else theirs
         base = self._base.get(name)
-        merge = self._manager.merges[name]
-        return merge(None if base is None else decode(base), self._live.get(name), theirs)
+        return self._manager.merges[name](None if base is None else decode(base), mine, theirs)
+
+    def _show(self, name: str, value: Any) -> None:
+        """Let the view see what was merged."""
+        self._raw = {other: data for other, data in self._raw.items() if other != name}
+        if value is None:
+            self._live.pop(name, None)
+        else:
+            self._live[name] = value
 
     def _catch_up(self) -> None:
-        """After a save: what was stored is the base of what comes now."""
+        """What was stored is the base of what comes now; after most requests nothing does."""
         if self._saved is not None:
+            self._loaded = True
             record, change = self._saved
             self._settle(apply(record, change))
 
@@ -541,7 +574,8 @@ class Session(MutableMapping[str, Any]):
         self._saved = None
         self._edits = _NO_EDITS
         if taken:
-            self._edit().taken = taken
+            self._edits = Edits()
+            self._edits.taken = taken
         self._record = record
         self._base = self._raw = record.values
         self._live = {name: value for name, value in live.items() if name in record.values}
@@ -598,12 +632,17 @@ class Session(MutableMapping[str, Any]):
     def _stored_or(self, read: Callable[[Record], float]) -> float:
         if not self._loaded:
             self._load()
-        self._catch_up()
         return clock.now() if self._record is None else read(self._record)
 
 
 def _utc(seconds: float) -> dt.datetime:
     return dt.datetime.fromtimestamp(seconds, dt.timezone.utc)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float, complex, Decimal, Fraction)) and not isinstance(
+        value, bool
+    )
 
 
 def merge_flashes(base: Any, mine: Any, theirs: Any) -> list[Any] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -148,17 +147,15 @@ def _warn(text: str) -> None:
 
 def _one_edit_apart(a: str, b: str) -> bool:
     """One letter added, left out, replaced, or two neighbours swapped."""
-    if abs(len(a) - len(b)) > 1:
-        return False
-    edits = difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes()
-    changed = [op for op in edits if op[0] != "equal"]
-    start = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), len(min(a, b)))
-    swapped = a[:start] + a[start + 1 : start + 2] + a[start : start + 1] + a[start + 2 :]
-    if swapped == b:
-        return True
-    return (
-        len(changed) == 1 and max(changed[0][2] - changed[0][1], changed[0][4] - changed[0][3]) == 1
-    )
+    a, b = _after_common_start(a, b)
+    a, b = _after_common_start(a[::-1], b[::-1])
+    return max(len(a), len(b)) == 1 or (len(a) == len(b) == 2 and a == b[::-1])
+
+
+def _after_common_start(a: str, b: str) -> tuple[str, str]:
+    differ = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
+    start = min(len(a), len(b)) if differ is None else differ
+    return a[start:], b[start:]
 
 
 def refuse_reserved(config: Mapping[str, Any]) -> None:

@@ -83,8 +83,8 @@ class FunctionsProvider(Provider):
     ``load`` for what it does not remember. Without ``delete`` a session that ends is saved once
     more, as bytes that say it is dead.
 
-    None of the promises holds between processes: ``load`` and ``save`` are two steps. The threads
-    of one process wait for one another.
+    None of the promises holds between processes: ``load`` and ``save`` are two steps. Among the
+    threads of one process ``CONDITIONAL``, ``FINAL`` and ``DESTROY_ONCE`` hold.
     """
 
     promises = frozenset()

@@ -91,7 +91,7 @@ class TestDocumentedExample(ProviderSuite):
         assert "app.db" in code
         app = SimpleNamespace(config={})
         self.names: dict[str, Any] = {"app": app, "time": time}
-        code = code.replace("app.db", str(self.path / "app.db"))
+        code = code.replace('"app.db"', f'"{self.path}/app.db", timeout=60')
         code = code.replace("        return db.", f"        {UNSYNCED}\n        return db.")
         assert UNSYNCED in code
         exec(code, self.names)

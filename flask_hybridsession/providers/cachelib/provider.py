@@ -53,7 +53,8 @@ class CachelibProvider(Provider):
     A logout or a rename leaves a mark, kept for as long as the session could have lived, and each
     commit looks for one after it wrote: hence ``Promise.FINAL``, as long as the cache forgets
     nothing. One that is emptied, or evicts when memory is short, may lose sessions, and marks.
-    The other promises hold among the threads of one process, not between processes.
+    Among the threads of one process ``CONDITIONAL`` and ``DESTROY_ONCE`` hold too; between
+    processes they do not.
 
     Expired sessions go without being announced. A call that the cache says it failed at, or fails
     at silently, is ``ProviderUnavailable``; so is a session larger than memcached's items (1 MB,

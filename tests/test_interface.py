@@ -509,8 +509,9 @@ def fails(name: str, text: str) -> str:
         fails,
         *(lambda name, text: "", lambda name, text: None, lambda name, text: "junk"),
         *(lambda name, text: "x" * 10_000, lambda name, text: "\ud800" * 43, lambda n, t: "é" * 43),
+        *(lambda name, text: b"A" * 43, lambda name, text: 43, lambda name, text: ["A"] * 43),
     ],
-    ids=range(7),
+    ids=range(10),
 )
 def test_a_cookie_that_cannot_be_decoded_is_a_fresh_session(
     decode: Callable[[str, str], Any], caplog: pytest.LogCaptureFixture
@@ -816,10 +817,10 @@ def test_an_undecodable_value_is_announced() -> None:
 def test_one_cookie_which_names_the_stored_session(job: Callable[[], Any]) -> None:
     site = Site()
     browser = site.browser()
+    assert browser.visit(job).cookie is not None
     for _ in range(2):
-        visit = browser.visit(job)
-        assert visit.cookie is not None
         assert browser.do(lambda: session.new) is False
+        browser.visit(job)
 
 
 def test_no_cookie_for_a_session_that_ended_while_it_got_a_new_id() -> None:

@@ -803,6 +803,28 @@ def test_what_is_done_after_a_commit_is_stored_too(
     assert browser.do(everything) == {"a": [1, 2], "c": 2, "n": 2} | ({"z": 0} if known else {})
 
 
+def test_what_is_first_looked_at_after_a_commit_is_watched_too(browser: Browser) -> None:
+    browser.visit(store({"list": [1]}))
+
+    def work() -> None:
+        session["a"] = 1
+        session.commit()
+        session["list"].append(2)
+
+    browser.visit(work)
+    assert browser.do(everything) == {"list": [1, 2], "a": 1}
+
+
+def test_a_touch_asked_for_after_a_commit(site: Site, browser: Browser) -> None:
+    def force() -> None:
+        session["a"] = 1
+        session.commit()
+        session.modified = True
+
+    browser.visit(force)
+    assert site.provider.new_calls() == ["commit", "commit"]
+
+
 @pytest.mark.parametrize(
     ("then", "after"),
     [

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
+import logging
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple, TypeVar, cast
 from weakref import WeakKeyDictionary, ref
 
@@ -15,7 +17,7 @@ from . import signals
 from .cli import sessions_cli
 from .core import clock, ids
 from .core.change import Record
-from .core.errors import ConfigError, ProviderUnavailable
+from .core.errors import ConfigError, CorruptData, ProviderUnavailable
 from .core.manager import Manager
 from .core.provider import Lists, Provider, Reports
 from .core.session import FLASHES, Merge, merge_flashes
@@ -23,6 +25,8 @@ from .core.settings import read_settings
 from .flash import add_to_templates
 from .interface import HybridSessionInterface, report_failure, unavailable
 from .providers.registry import make_provider
+
+log = logging.getLogger("flask_hybridsession")
 
 Loader = TypeVar("Loader", bound=Callable[[Any], Any])
 
@@ -104,7 +108,7 @@ class HybridSession:
         """The live sessions of a user, newest use first."""
         manager, now = self._manager(), clock.now()
         keys = manager.need_users().keys_of(ids.user_token(user_id), now)
-        records = [record for key in keys if (record := manager.provider.load(key, now))]
+        records = [record for key in keys if (record := _readable(manager, key, now))]
         return [_handle(record) for record in sorted(records, key=lambda r: -r.touched)]
 
     def destroy(self, handle: Handle | str) -> bool:
@@ -166,6 +170,15 @@ class HybridSession:
         return load(user_id)
 
 
+def _readable(manager: Manager, key: str, now: float) -> Record | None:
+    """A damaged session hides none of the others."""
+    try:
+        return manager.provider.load(key, now)
+    except CorruptData:
+        log.error("session %s... is damaged and not listed", key[:12])
+        return None
+
+
 def _handle(record: Record) -> Handle:
     utc = dt.timezone.utc
     return Handle(
@@ -207,10 +220,11 @@ def _announcer(app: Flask) -> Callable[..., None]:
         if app is None or not signal.receivers:
             return
         details["user_id"] = None if user is None else ids.user_id(user)
-        if has_app_context():
-            signal.send(app, **details)
-        else:
-            with app.app_context():
+        try:
+            with nullcontext() if has_app_context() else app.app_context():
                 signal.send(app, **details)
+        except Exception:
+            # It has happened already: a receiver's error must not keep the next from being told.
+            log.exception("a receiver of session_%s failed", event)
 
     return announce

@@ -69,19 +69,21 @@ class HybridSessionInterface(SessionInterface):
         found = cookies.candidates(header, name)
         if self._plain or not found:
             return found
-        return [sid for text in found if (sid := self._decode(app, name, text))]
+        return [self._decode(app, name, text) for text in found]
 
     def save_session(self, app: Flask, session: SessionMixin, response: Response) -> None:
         """Store the changes and set the headers. Never a cookie for what is not stored."""
         if not isinstance(session, HybridSessionMapping) or session._closed:
             return
-        if not session._loaded and self._ignores_unseen:
-            session._closed = True
-            return
+        seen = session._loaded
         try:
-            self.manager.save(session)
+            if seen or not self._ignores_unseen:
+                self.manager.save(session)
         except ProviderUnavailable as error:
-            self._answer_503(app, session, response, error)
+            if seen:
+                self._answer_503(app, session, response, error)
+            else:  # only a renewal: the view's answer does not depend on it
+                report_failure(app, error)
         finally:
             session._closed = True
         if session.accessed or session._cookie is not Action.LEAVE:
@@ -90,9 +92,9 @@ class HybridSessionInterface(SessionInterface):
             self._send_cookie(app, session, response)
         elif session._cookie is Action.DELETE:
             self._delete_cookie(app, response)
-        if response.is_streamed and session._loaded and not response.direct_passthrough:
+        if response.is_streamed and not response.direct_passthrough:
             session._watched = True
-            response.response = _watched(session, response.response)
+            response.response = _Watched(session, response.response)
 
     def _answer_503(
         self, app: Flask, session: Session, response: Response, error: ProviderUnavailable
@@ -101,6 +103,10 @@ class HybridSessionInterface(SessionInterface):
         if session._cookie is Action.DELETE:
             session._cookie = Action.LEAVE
         report_failure(app, error)
+        close = getattr(response.response, "close", None)
+        if close is not None:
+            close()
+        response.direct_passthrough = False
         answer = unavailable(error).get_response()
         response.status_code = answer.status_code
         response.headers.clear()
@@ -151,16 +157,18 @@ class HybridSessionInterface(SessionInterface):
             return cookies.check_value(name, codec.encode(name, sid))
         return cookies.sign(sid, *_secret_keys(app))
 
-    def _decode(self, app: Flask, name: str, text: str) -> str | None:
+    def _decode(self, app: Flask, name: str, text: str) -> str:
+        """The sid in the cookie's value; empty, which is no sid, if it is not ours."""
         codec = self.manager.settings.cookie_codec
         if codec is None:
-            return cookies.unsign(text, *_secret_keys(app))
+            return cookies.unsign(text, *_secret_keys(app)) or ""
         try:
-            return codec.decode(name, text)
+            sid = codec.decode(name, text)
         except Exception as error:
             # The hook's contract: an error is "not our cookie", and whose text it is nobody knows.
             log.info("SESSION_COOKIE_CODEC: decode raised %s", type(error).__name__)
-            return None
+            return ""
+        return sid if isinstance(sid, str) else ""
 
 
 def _secret_keys(app: Flask) -> tuple[str | bytes, Sequence[str | bytes]]:
@@ -187,18 +195,35 @@ def _never_cache(response: Response) -> None:
         control.public = False
         control.private = True
     elif not (control.no_store or control.private or control.no_cache):
-        control.no_cache = "Set-Cookie"
+        response.headers["Cache-Control"] += ', no-cache="Set-Cookie"'
 
 
-def _watched(session: Session, body: Iterable[Any]) -> Iterator[Any]:
-    """The body of a stream; what it changes in the session is not saved, and that is said."""
-    try:
-        yield from body
-    finally:
-        close: Callable[[], None] | None = getattr(body, "close", None)
-        if close is not None:
-            close()
-        session._report_unsaved()
+class _Watched:
+    """The body of a stream; what it changes in the session and does not save is reported."""
+
+    def __init__(self, session: Session, body: Iterable[Any]) -> None:
+        self._session = session
+        self._body = body
+        self._parts = iter(body)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            return next(self._parts)
+        except BaseException:
+            self._session._report_unsaved()
+            raise
+
+    def close(self) -> None:
+        """The server calls it, also when it has read nothing."""
+        try:
+            close: Callable[[], None] | None = getattr(self._body, "close", None)
+            if close is not None:
+                close()
+        finally:
+            self._session._report_unsaved()
 
 
 def unavailable(error: ProviderUnavailable) -> ServiceUnavailable:

@@ -11,6 +11,7 @@ from typing import Any
 
 from . import clock, ids
 from .change import Change, Record
+from .codec import decode, encode
 from .cookies import Action
 from .errors import (
     ConfigError,
@@ -202,25 +203,20 @@ class Manager:
         session._cookie = Action.SEND
         clockwork.notice(deadline)
         self.announce("created", key=key, user=user)
-        self._end_others(login, key)
+        self._end_others(login, session)
 
     def _save_stored(self, session: Session, record: Record, pending: Pending) -> None:
         login, renaming = session._login, session._next_sid is not None
         now = clock.now()
         limits = session._terms()
         other_terms = session._deadline_changes()
-        due = (
-            renaming
-            or other_terms
-            or session._forced
-            or self._touch_is_due(record, limits, now, changed=bool(pending))
-        )
-        if not (pending or due):
+        changed = bool(pending) or renaming or other_terms or session._forced
+        if not (changed or self._touch_is_due(record, limits, now)):
             return
         renew = (
             other_terms
-            or (due and limits.span > 0 and (bool(pending) or self._refreshes()))
-            or (self.settings.touch_every == 0 and bool(session._modified or pending))
+            or (limits.span > 0 and (changed or self._refreshes()))
+            or (self.settings.touch_every == 0 and bool(session._modified))
         )
         emptied = bool(pending.drops) and session._is_empty()
         if renaming:
@@ -230,19 +226,22 @@ class Manager:
                     self._start_afresh(session, pending)
                 return
             record = renamed
-        if self._commit(session, record, pending, now, limits.deadline(now) if due else None):
+        if self._commit(session, record, pending, limits, now):
             if renew:
                 session._cookie = Action.SEND
-            self._end_others(login, record.key)
+            self._end_others(login, session)
             if emptied:
                 self._end_if_empty(session, pending)
+        elif renaming:  # it ended between the two steps
+            session._cookie = Action.LEAVE
+            if login is not None:
+                self._start_afresh(session, pending)
 
-    def _touch_is_due(self, record: Record, limits: Terms, now: float, changed: bool) -> bool:
-        """A session in use is touched once in ``SESSION_TOUCH_EVERY``, however often it is used."""
+    def _touch_is_due(self, record: Record, limits: Terms, now: float) -> bool:
+        """An unchanged session is touched at most once in ``SESSION_TOUCH_EVERY``."""
         if limits.idle == inf and not limits.span:
             return False
-        renewed_by_changes_only = limits.span > 0 and not self._refreshes()
-        if renewed_by_changes_only and not changed and self.settings.idle_timeout is None:
+        if limits.span and not self._refreshes() and self.settings.idle_timeout is None:
             return False
         every = self.settings.touch_every
         return now - record.touched >= (limits.touch_every() if every is None else every)
@@ -251,34 +250,29 @@ class Manager:
         return bool(self.config["SESSION_REFRESH_EACH_REQUEST"])
 
     def _commit(
-        self, session: Session, record: Record, pending: Pending, now: float, deadline: float | None
+        self, session: Session, record: Record, pending: Pending, limits: Terms, now: float
     ) -> bool:
-        """Commit; merge and try again while other requests are faster. False: it is gone.
-
-        A ``deadline`` makes the commit a touch.
-        """
+        """Commit; merge and try again while other requests are faster. False: it is gone."""
         login = session._login
         user: Any = login[0] if login is not None else (None if pending.wipe else ...)
-        touched = None if deadline is None else now
+        deadline = limits.deadline(now)
         mine: dict[str, Any] = {}
-        if deadline is not None and not pending.wipe:
+        if not pending.wipe:
             pending = pending._replace(expects=pending.expects | session._terms_expected())
         for _ in range(MOST_TRIES):
             puts, drops, expects, wipe = pending
-            change = Change(puts, drops, wipe, False, expects, deadline, touched, user)
+            change = Change(puts, drops, wipe, False, expects, deadline, now, user)
             try:
                 self.provider.commit(record.key, change, now)
             except Conflict as conflict:
                 pending = session._merge(pending, conflict.current, mine)
-                if deadline is not None:
-                    deadline = session._terms().deadline(now)
+                deadline = session._terms().deadline(now)
             except SessionGone:
                 self._note_gone(record.key, pending)
                 return False
             else:
                 session._saved, session._loaded = (record, change), False
-                if deadline is not None:
-                    clockwork.notice(deadline)
+                clockwork.notice(deadline)
                 return True
         raise ProviderUnavailable("a session is changed by too many requests at once; try again")
 
@@ -303,13 +297,28 @@ class Manager:
 
     def _start_afresh(self, session: Session, pending: Pending) -> None:
         """A login met a session that ended meanwhile: the user gets one with nothing of the old."""
+        edits = session._edits
+        mine = {name: data for name, data in pending.puts.items() if name in edits.puts}
+        mine |= {name: encode(number) for name, number in edits.deltas.items()}
+        session._live = {name: session._live[name] for name in mine}
+        session._live |= edits.deltas
         session._record = session._sid = session._next_sid = None
         session._base = session._raw = {}
-        self._create(session, pending.puts)
+        self._create(session, mine)
 
-    def _end_others(self, login: tuple[str, bool] | None, key: str) -> None:
-        if login is not None and login[1]:
-            self.destroy_user(login[0], keep=key)
+    def _end_others(self, login: tuple[str, bool] | None, session: Session) -> None:
+        """Of several exclusive logins at once the last one stays."""
+        if login is None or not login[1]:
+            return
+        mine = (session._hidden(LOGIN), session.key)
+        for key in list(self.need_users().keys_of(login[0], clock.now())):
+            if key != mine[1] and self._logged_in_at(key, mine[0]) < mine:
+                self.destroy(key, login[0])
+
+    def _logged_in_at(self, key: str, default: float) -> tuple[float, str]:
+        record = self.provider.load(key, clock.now())
+        at = None if record is None else record.values.get(LOGIN)
+        return (default if at is None else decode(at), key)
 
     def _end_if_empty(self, session: Session, pending: Pending) -> None:
         """As Flask does: a session from which the last value was removed ends, with its cookie.
@@ -319,7 +328,9 @@ class Manager:
         if all(_is_flash(name) for name in pending.drops):
             return
         current = self.provider.load(session.key, clock.now())
-        if current is None or not any(_is_content(name) for name in current.values):
+        if current is None or current.user is not None:
+            return
+        if not any(_is_content(name) for name in current.values):
             session.destroy()
             session._cookie = Action.DELETE
 

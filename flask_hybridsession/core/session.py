@@ -115,10 +115,10 @@ class Session(MutableMapping[str, Any]):
         if name in live:
             return live[name]
         if not self._loaded:
-            self._load()
+            self._load()  # after a commit it gives another ``_live``
         data = self._raw[name]
         try:
-            value = live[name] = decode(data)
+            value = self._live[name] = decode(data)
         except CodecError:
             self._reject("corrupt")
             raise KeyError(name) from None
@@ -231,6 +231,7 @@ class Session(MutableMapping[str, Any]):
 
     @modified.setter
     def modified(self, value: bool) -> None:
+        self._catch_up()
         self._modified = self._forced = bool(value)
 
     @property
@@ -465,12 +466,19 @@ class Session(MutableMapping[str, Any]):
 
     def _report_unsaved(self) -> None:
         """Say what was changed since the response started: nobody will save it."""
+        if not self._watched:
+            return
         self._watched = False
         self._catch_up()
-        if self._loaded and self._modified is not False:
-            pending = self._pending()
-            for name in (*pending.puts, *pending.drops):
-                self._manager.note_late_write(name)
+        if not self._loaded or self._modified is False:
+            return
+        try:
+            puts, drops, _, wiped = self._pending()
+        except CodecError as error:
+            self._manager.note_late_write(error.name)
+            return
+        for name in (*puts, *drops, *([None] if wiped else [])):
+            self._manager.note_late_write(name)
 
     def _note_late_write(self, name: str | None) -> None:
         if self._closed and not self._watched:
@@ -614,12 +622,12 @@ class Session(MutableMapping[str, Any]):
         )
 
     def _deadline_changes(self) -> bool:
-        edits = self._edits
+        edits, base = self._edits, self._base.get(PERMANENT)
         return (
             edits.wiped
             or LIFETIME in edits.puts
-            or PERMANENT in edits.puts
             or PERMANENT in edits.dropped
+            or edits.puts.get(PERMANENT, base) != base
         )
 
     def _user_token(self) -> str | None:

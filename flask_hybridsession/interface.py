@@ -29,8 +29,6 @@ RETRY_AFTER = 5
 class HybridSessionMapping(Session, SessionMixin):  # type: ignore[override]
     """``flask.session``: see ``core.session.Session``."""
 
-    accessed = False
-
     def __init__(self, interface: HybridSessionInterface, app: Flask, request: Request) -> None:
         self._manager = interface.manager
         self._live = {}

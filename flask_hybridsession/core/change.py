@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from math import inf
 from types import EllipsisType, MappingProxyType
 from typing import NamedTuple
@@ -40,7 +40,7 @@ class Change(NamedTuple):
     """
 
     puts: Mapping[str, bytes] = _NOTHING
-    drops: Iterable[str] = ()
+    drops: Collection[str] = ()
     wipe: bool = False
     create: bool = False
     expects: Mapping[str, bytes | None] = _NOTHING

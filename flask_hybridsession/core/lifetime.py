@@ -89,11 +89,6 @@ class Terms(NamedTuple):
         """How often a session that only slides is written, unless a setting says otherwise."""
         return min(self.idle, self.span or inf) * TOUCH_PART
 
-    @property
-    def kind(self) -> tuple[bool, float]:
-        """Two terms of one kind send the same cookie: a change of kind sends it anew."""
-        return (self.span > 0, self.absolute)
-
 
 def terms(
     lifetime: Lifetime | None,

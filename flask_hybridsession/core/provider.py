@@ -71,12 +71,21 @@ class Provider(ABC):
     def rename(self, old: str, new: str, now: float, alias_until: float | None = None) -> None:
         """Give the session a new key, atomically. Until ``alias_until`` the old key is an alias.
 
-        Raises ``SessionGone`` when ``old`` is not alive, ``KeyTaken`` when ``new`` is.
+        Earlier aliases lead to the new key too, or end when there is no ``alias_until``: after a
+        login no key from before it opens anything. Through an alias, its session is renamed. An
+        alias never opens a later session that is created under the same key.
+
+        Raises ``SessionGone`` when ``old`` is not alive, ``KeyTaken`` when ``new`` is, if only
+        as an alias.
         """
 
     @abstractmethod
     def destroy(self, key: str) -> bool:
-        """Remove the session and its aliases. True for exactly one caller, ever."""
+        """Remove the session and its aliases. True for exactly one caller, ever.
+
+        A session that is due is claimed by either ``destroy`` or ``purge``. Through an alias that
+        has ended, by ``clock.now()``, it is False.
+        """
 
     def exists(self, key: str, now: float) -> bool:
         """Whether ``load`` would find it."""
@@ -91,6 +100,7 @@ class Provider(ABC):
         """Remove up to ``limit`` sessions that are due and return them.
 
         Each due session is returned to exactly one caller, in any process: that one announces it.
+        Fewer than ``limit`` means that no more are due.
         """
 
     def close(self) -> None:  # noqa: B027  (a provider that holds nothing has nothing to close)

@@ -68,6 +68,9 @@ ELSEWHERE: Mapping[str, str] = {
     "SESSION_SERIALIZATION_FORMAT": "leave it out: every plain type is kept as it is",
     "SESSION_CLEANUP_N_REQUESTS": "leave it out: expired sessions are destroyed on time",
     "SESSION_FILE_DIR": "write SESSION_DIR",
+    "SESSION_FILE_MODE": "leave it out: files are readable by their owner only",
+    "SESSION_FILE_THRESHOLD": "leave it out: no session is thrown out",
+    "SESSION_MEMCACHED": 'write SESSION_TYPE = "cachelib" and SESSION_CACHELIB',
 }
 
 _OURS = {

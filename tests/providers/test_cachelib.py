@@ -32,12 +32,9 @@ from flask_hybridsession.core.provider import Lists, Locks, Promise, Provider, U
 from flask_hybridsession.core.settings import Settings
 from flask_hybridsession.providers.cachelib import CachelibProvider
 from flask_hybridsession.testing import (
-    Crew,
     ProviderSuite,
-    commit_until_gone,
     create,
     load,
-    needs,
     new_key,
 )
 from tests.servers import MEMCACHED, REDIS, Server, running
@@ -68,15 +65,6 @@ class OfManyProcesses(ProviderSuite):
 
     def make_provider(self) -> Provider:
         return self.open_again()
-
-    @needs(Promise.FINAL)
-    @pytest.mark.parametrize("end", ["destroy", "rename", "expire"])
-    def test_nothing_comes_back(self, provider: Provider, now: float, crew: Crew, end: str) -> None:
-        # Who commits at once overwrites the others' values, so unlike the original this one does
-        # not ask which of them a rename took along: that is Promise.CONDITIONAL.
-        keys = [create(provider, now, deadline=now + 60) for _ in range(self.rounds)]
-        crew.run(commit_until_gone, keys, now, end)
-        assert not any(provider.exists(key, now) for key in keys)
 
 
 class TestFileSystemCache(OfManyProcesses):

@@ -23,6 +23,7 @@ from .frame import dumps, loads
 #: Raised by one when the layout below changes: an image of another format is made again.
 FORMAT = 1
 META = b"meta"
+_DATABASES = (b"sessions", b"deadlines", b"users", b"aliases", b"locks")
 
 _SPACE = 1 << 38
 _LEAST_SPACE = 1 << 26
@@ -95,15 +96,15 @@ def user_key(user: str) -> bytes:
 class Image:
     """The open LMDB environment and its named databases."""
 
-    def __init__(self, path: str, space: int = _SPACE, readers: int = 2048) -> None:
+    def __init__(
+        self, path: str, space: int = _SPACE, readers: int = 2048, create: bool = True
+    ) -> None:
         self.path = path
-        self.env = _open(path, space, readers)
+        self.env = _open(path, space, readers, create)
         self.begin = self.env.begin
-        self.sessions = self.env.open_db(b"sessions")
-        self.deadlines = self.env.open_db(b"deadlines")
-        self.users = self.env.open_db(b"users")
-        self.aliases = self.env.open_db(b"aliases")
-        self.locks = self.env.open_db(b"locks")
+        self.sessions, self.deadlines, self.users, self.aliases, self.locks = map(
+            self.env.open_db, _DATABASES
+        )
         self.env.reader_check()
 
     def close(self) -> None:
@@ -236,7 +237,7 @@ def index(
             due.append((due_key(until, alias), b"a"))
 
 
-def _open(path: str, space: int, readers: int) -> Any:
+def _open(path: str, space: int, readers: int, create: bool) -> Any:
     """Open with as much address space as can be had: it costs nothing until it is used."""
     while True:
         try:
@@ -245,6 +246,7 @@ def _open(path: str, space: int, readers: int) -> Any:
                 subdir=False,
                 map_size=space,
                 mode=0o600,
+                create=create,
                 sync=False,
                 metasync=False,
                 readahead=False,

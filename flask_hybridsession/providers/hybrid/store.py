@@ -35,6 +35,8 @@ logger = logging.getLogger("flask_hybridsession.hybrid")
 
 
 _TRIES = 100
+#: Seconds that a new provider waits for another worker that recovers the store.
+_RECOVERY = 120.0
 
 
 class Tuning(NamedTuple):
@@ -99,7 +101,7 @@ class Store:
         self.tuning = tuning
         self.users = 0
         self._reset()
-        self._ready()
+        self._ready(max(_RECOVERY, tuning.patience))
 
     def _reset(self) -> None:
         self.image: Any = None
@@ -152,7 +154,7 @@ class Store:
         """Call ``work(txn, image, *args)`` with a view of the image that does not change."""
         for _ in range(_TRIES):
             begin = self.enter()
-            repair = self._ready
+            repair: Callable[[], None] = self._ready
             try:
                 if self.view[EPOCH] == self.epoch:
                     txn = begin()
@@ -251,7 +253,7 @@ class Store:
         try:
             if self._lock_fd < 0:
                 self._prepare()
-            self._take_lock(self.tuning.patience)
+            take(self._lock_fd, self.tuning.patience)
             if self.image is None or self.view[EPOCH] != self.epoch:
                 self._open()
             image = self.image
@@ -296,28 +298,6 @@ class Store:
         finally:
             if self._lock_fd >= 0:
                 flock(self._lock_fd, LOCK_UN)
-
-    def _take_lock(self, patience: float) -> None:
-        """Wait for the other workers, but not for ever: one of them may be stopped."""
-        fd = self._lock_fd
-        try:
-            return flock(fd, LOCK_EX | LOCK_NB)
-        except BlockingIOError:
-            pass
-        deadline = time.monotonic() + patience
-        pause = 0.0
-        tries = 0
-        while True:
-            tries += 1
-            time.sleep(pause)
-            try:
-                return flock(fd, LOCK_EX | LOCK_NB)
-            except BlockingIOError:
-                pass
-            if tries > 40:
-                pause = min(0.001, pause + 0.00002)
-                if time.monotonic() > deadline:
-                    raise ProviderUnavailable("another worker is writing for too long") from None
 
     def _fits(self, meta: tuple[Any, ...]) -> bool:
         """Whether the log in hand is the one that the image stands beside, and can be continued."""
@@ -526,13 +506,13 @@ class Store:
                 "Set SESSION_DIR to a directory that this process may create and write."
             ) from None
 
-    def _ready(self) -> None:
+    def _ready(self, patience: float | None = None) -> None:
         """Be open. While another worker recovers the store, wait for it."""
         with self._mutex:
             if self._lock_fd < 0:
                 self._prepare()
             try:
-                self._take_lock(max(120.0, self.tuning.patience))
+                take(self._lock_fd, patience or self.tuning.patience)
                 if self.image is None or self.view[EPOCH] != self.epoch:
                     self._open()
             except _Moved:
@@ -546,17 +526,16 @@ class Store:
     def _open(self) -> None:
         """Open the files as the only writer, and recover them when that is needed."""
         self._close_files()
+        words = Words(self.path("sync"))
+        boot = boot_id()
+        same = not words.new_boot(boot)
+        log = Log.open(self.path("log"))
+        image = self._trusted(log, boot) if same else None
+        if image is None:
+            image, log = self._recover(words.view, log, boot, same)
         with self._gate:
-            self.words = words = Words(self.path("sync"))
-            self.view = view = words.view
-            boot = boot_id()
-            same = not words.new_boot(boot)
-            log = Log.open(self.path("log"))
-            image = self._trusted(log, boot) if same else None
-            if image is None:
-                image, log = self._recover(log, boot, same)
-            self.log = log
-            self.epoch = view[EPOCH]
+            self.words, self.view, self.log = words, words.view, log
+            self.epoch = words.view[EPOCH]
             self.image = image
         meta = Meta._make(image.meta() or ())
         self._plan(meta.floor)
@@ -569,7 +548,7 @@ class Store:
         if not is_whole(path):
             return None
         try:
-            image = Image(path, self.tuning.map_bytes)
+            image = Image(path, self.tuning.map_bytes, create=False)
         except lmdb.Error:
             return None
         try:
@@ -588,14 +567,14 @@ class Store:
         image.close()
         return None
 
-    def _recover(self, log: Log | None, boot: bytes, same: bool) -> tuple[Image, Log]:
+    def _recover(self, view: Any, log: Log | None, boot: bytes, same: bool) -> tuple[Image, Log]:
         """Make the image from the log, and the log anew if it is damaged."""
         found = Recovered() if log is None else replay(log, same)
         if log is None and os.path.exists(self.path("log")):
             found.damage.append("its header is lost")
         remove(self.path("image"))
         remove(self.path("image-lock"))
-        self.view[EPOCH] += 1
+        view[EPOCH] += 1
         image = Image(self.path("image"), self.tuning.map_bytes)
         try:
             fill(image, found)
@@ -603,7 +582,7 @@ class Store:
                 if found.cut:
                     logger.warning("%d bytes of unfinished writes were cut", found.cut)
                     log.cut(found.position)
-                if not _synced(log, self.view):
+                if not _synced(log, view):
                     log = None
             elif found.damage:
                 log = None
@@ -624,8 +603,8 @@ class Store:
         except BaseException:
             image.close()
             raise
-        self.view[SYNCED] = found.sequence
-        self.view[POISONED] = 0
+        view[SYNCED] = found.sequence
+        view[POISONED] = 0
         return image, log
 
     def _close_files(self) -> None:
@@ -678,6 +657,27 @@ class Store:
         if image is not None:  # forked by something that does not call the hooks before a fork
             image.close()
             os.close(lock_fd)
+
+
+def take(fd: int, patience: float) -> None:
+    """Wait for the other workers, but not for ever: one of them may be stopped."""
+    try:
+        return flock(fd, LOCK_EX | LOCK_NB)
+    except BlockingIOError:
+        pass
+    deadline = time.monotonic() + patience
+    pause = 0.0
+    tries = 0
+    while True:
+        tries += 1
+        time.sleep(pause)
+        try:
+            return flock(fd, LOCK_EX | LOCK_NB)
+        except BlockingIOError:
+            if tries > 40:
+                pause = min(0.001, pause + 0.00002)
+                if time.monotonic() > deadline:
+                    raise ProviderUnavailable("another worker is writing for too long") from None
 
 
 class _Moved(Exception):

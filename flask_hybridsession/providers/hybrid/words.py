@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from mmap import mmap
+from struct import Struct
 
 #: Counts the images: another number means that the one in hand was given up.
 EPOCH = 0
@@ -13,6 +14,7 @@ SYNCED = 1
 POISONED = 2
 _BOOT = 3
 _SIZE = 4096
+_PAIR = Struct("QQ")
 
 
 class Words:
@@ -27,15 +29,18 @@ class Words:
         self._map = mmap(self.fd, _SIZE)
         self.view = memoryview(self._map).cast("Q")
 
+    def is_of(self, boot: bytes) -> bool:
+        """Whether the numbers are of this boot of the machine."""
+        return tuple(self.view[_BOOT : _BOOT + 2]) == _PAIR.unpack(boot)
+
     def new_boot(self, boot: bytes) -> bool:
         """Whether the machine was restarted; then the numbers start anew, and a new epoch."""
-        view = self.view
-        low, high = int.from_bytes(boot[:8], "little"), int.from_bytes(boot[8:], "little")
-        if (view[_BOOT], view[_BOOT + 1]) == (low, high):
+        if self.is_of(boot):
             return False
+        view = self.view
         view[SYNCED] = view[POISONED] = 0
         view[EPOCH] += 1
-        view[_BOOT], view[_BOOT + 1] = low, high
+        view[_BOOT], view[_BOOT + 1] = _PAIR.unpack(boot)
         return True
 
     def __del__(self) -> None:

@@ -1,0 +1,1 @@
+"""The hybrid store, broken on purpose: real processes, real kills, real files."""

@@ -1,0 +1,65 @@
+"""Any calls in any order on four handles: see ``tests.model``."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from hypothesis import strategies as st
+from hypothesis.stateful import rule
+
+from flask_hybridsession.providers.hybrid import HybridProvider
+from flask_hybridsession.providers.memory import MemoryProvider
+
+from .model import Handle, InProcess, InThread, StoreMachine, machine_case
+
+
+class Memory(StoreMachine):
+    """One object, used by four threads in turn."""
+
+    def open_handles(self) -> list[Handle]:
+        provider = MemoryProvider()
+        return [InThread(lambda: provider) for _ in range(4)]
+
+
+def check(provider: Any) -> None:
+    provider._check()
+
+
+class Hybrid(StoreMachine):
+    """Two objects in this process, which share a store, and two other processes."""
+
+    def open_handles(self) -> list[Handle]:
+        open_ = partial(HybridProvider, self.path / "sessions", sync_interval=0.05)
+        return [
+            Handle(partial(open_, durability="never")),
+            InThread(partial(open_, durability="interval")),
+            InProcess(partial(open_, durability="always")),
+            InProcess(partial(open_, durability="interval")),
+        ]
+
+    def check_store(self, handle: Handle) -> None:
+        handle.do(self.now, check)
+
+    @rule(which=st.sampled_from([2, 3]))
+    def a_worker_is_killed(self, which: int) -> None:
+        worker = self.handles[which]
+        assert isinstance(worker, InProcess)
+        worker.kill()
+        worker.reopen()
+
+    @rule(lost=st.sampled_from(["nothing", "image", "image and words"]))
+    def all_restart(self, lost: str) -> None:
+        """Without the image the log must tell all."""
+        for handle in self.handles:
+            handle.close()
+        if lost != "nothing":
+            (self.path / "sessions" / "image").unlink()
+        if lost == "image and words":
+            (self.path / "sessions" / "sync").unlink()
+        for handle in self.handles:
+            handle.reopen()
+
+
+TestMemory = machine_case(Memory)
+TestHybrid = machine_case(Hybrid)

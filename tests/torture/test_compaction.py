@@ -1,0 +1,225 @@
+"""C9 and C10: compaction that is killed at any step, and compaction under four writers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from math import inf
+from multiprocessing import Pipe
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flask_hybridsession.core.change import Change
+from flask_hybridsession.core.errors import Conflict
+from flask_hybridsession.providers.hybrid import HybridProvider, compact
+from flask_hybridsession.providers.hybrid.log import Log
+from flask_hybridsession.providers.hybrid.recovery import replay
+from tests.providers.hybrid.tools import NOW, content, create, join, key, start
+
+from .crashes import die_before, held, killed, opened
+
+WRITERS = 4
+ROUNDS = 60
+
+
+def fill(directory: Path) -> dict[str, Any]:
+    provider = HybridProvider(directory)
+    for session in range(40):
+        create(provider, session, user="s:ann" if session % 2 else None)
+    provider.rename(key(1), key("renamed"), NOW, inf)
+    provider.destroy(key(2))
+    provider.commit(key(3), Change({"b": b"2"}, deadline=NOW + 9), NOW)
+    before = content(provider)
+    provider.close()
+    return before
+
+
+def compact_beside_a_writer(directory: Path, told: Any) -> None:
+    """While the snapshot is copied another commit comes, so there is a tail for the writer to copy."""
+    provider = HybridProvider(directory)
+    copy = compact.copy
+
+    def late(old: Log, new: Log, begin: int, end: int) -> None:
+        compact.copy = copy
+        create(provider, "late")
+        told.send("late")
+        copy(old, new, begin, end)
+
+    compact.copy = late
+    assert provider.compact()
+    provider.close()
+
+
+def is_whole(directory: Path, old: bytes) -> bool:
+    """Whether the log is the old one, perhaps continued, or a new one that lacks nothing."""
+    data = (directory / "log").read_bytes()
+    log = Log.open(str(directory / "log"))
+    assert log is not None
+    found = replay(log, same_boot=True)
+    return data.startswith(old) or (not found.damage and found.position == len(data))
+
+
+@pytest.mark.parametrize("then", ["beside a live worker", "restart", "restart without the image"])
+def test_c9_killed_at_each_step(tmp_path: Path, then: str) -> None:
+    before = fill(tmp_path)
+    late = {**before, key("late"): None}
+    live = HybridProvider(tmp_path) if then == "beside a live worker" else None
+
+    def crash(step: int, told: Any) -> None:
+        die_before(step)
+        compact_beside_a_writer(tmp_path, told)
+
+    step = 0
+    went_on = True
+    while went_on:
+        step += 1
+        old = (tmp_path / "log").read_bytes()
+        reader, writer = Pipe(False)
+        went_on = killed(crash, step, writer)
+        assert is_whole(tmp_path, old)
+        if live is not None:
+            now = content(live)
+        else:
+            now = held(tmp_path) if then == "restart without the image" else opened(tmp_path)
+        assert now.keys() == before.keys() or now.keys() == late.keys()
+        if reader.poll():
+            assert key("late") in now, "it was acknowledged"
+        assert {name: now[name] for name in before} == before
+        provider = live or HybridProvider(tmp_path)
+        provider.destroy(key("late"))
+        provider._check()
+        assert provider.stats()["damaged_logs"] == 0
+        if live is None:
+            provider.close()
+    assert step > 30, "the steps were not seen"
+    assert not set(os.listdir(tmp_path)) - {"compact", "image", "image-lock", "lock", "log", "sync"}
+    if live is not None:
+        live.close()
+        assert held(tmp_path) == before
+
+
+def test_c9_killed_within_each_write(tmp_path: Path) -> None:
+    before = fill(tmp_path)
+
+    def crash(number: int) -> None:
+        write = os.write
+        provider = HybridProvider(tmp_path)
+        left = [number]
+
+        def half(fd: int, data: bytes) -> int:
+            left[0] -= 1
+            if not left[0]:
+                write(fd, data[: len(data) // 2])
+                os.kill(os.getpid(), signal.SIGKILL)
+            return write(fd, data)
+
+        os.write = half
+        provider.compact()
+
+    number = 1
+    while killed(crash, number):
+        assert opened(tmp_path) == before
+        assert held(tmp_path) == before
+        number += 1
+    assert number > 3
+
+
+def test_c9_the_new_log_is_on_the_disk_before_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill does not show what a power cut would: here the order itself is looked at."""
+    fill(tmp_path)
+    provider = HybridProvider(tmp_path)
+    done: list[tuple[str, int]] = []
+
+    def noted(name: str) -> None:
+        original = getattr(os, name)
+
+        def call(what: Any, *args: Any) -> Any:
+            result = original(what, *args)
+            target = what if isinstance(what, int) else args[0]
+            done.append((name, os.stat(target).st_ino))
+            return result
+
+        monkeypatch.setattr(os, name, call)
+
+    for name in ("write", "fdatasync", "fsync", "rename"):
+        noted(name)
+    assert provider.compact()
+    monkeypatch.undo()
+    log, directory = (tmp_path / "log").stat().st_ino, tmp_path.stat().st_ino
+    named = done.index(("rename", log))
+    assert ("write", log) in done[:named]
+    assert done[named - 1] == ("fdatasync", log), "everything that was written"
+    assert done[named + 1] == ("fsync", directory), "before anybody writes to it"
+    assert ("write", log) not in done[named:]
+    provider.close()
+
+
+def work_until_done(directory: Path, part: int) -> None:
+    """Count in what all share, create, rename, destroy; compact now and then by itself."""
+    provider = HybridProvider(directory, compact_bytes=20_000, compact_factor=1.2)
+    for count in range(ROUNDS):
+        while True:
+            record = provider.load(key("shared"), NOW)
+            assert record is not None
+            mine = record.values["count"]
+            change = Change({"count": b"%d" % (int(mine) + 1)}, expects={"count": mine})
+            try:
+                provider.commit(key("shared"), change, NOW)
+                break
+            except Conflict:
+                continue
+        create(provider, (part, count))
+        provider.rename(key((part, count)), key((part, count, "new")), NOW)
+        provider.commit(key((part, count, "new")), Change({"b": b"%d" % count}), NOW)
+        if count % 3:
+            assert provider.destroy(key((part, count, "new")))
+    provider.close()
+
+
+def test_c10_compaction_under_four_writers(tmp_path: Path) -> None:
+    provider = HybridProvider(tmp_path)
+    create(provider, "shared", puts={"count": b"0"})
+    first = provider.stats()["generation"]
+    writers = [start(work_until_done, tmp_path, part) for part in range(WRITERS)]
+    done = 0
+    while any(writer.is_alive() for writer in writers):
+        done += provider.compact()
+    for writer in writers:
+        join(writer)
+    assert done
+    assert provider.stats()["generation"] > first + 1
+    provider._check()
+    live = content(provider)
+    provider.close()
+    for now in (live, opened(tmp_path), held(tmp_path)):
+        shared = now.pop(key("shared"))
+        assert shared is not None
+        assert shared.values["count"] == b"%d" % (WRITERS * ROUNDS)
+        assert {name: record and dict(record.values) for name, record in now.items()} == {
+            key((part, count, "new")): {"a": b"1", "b": b"%d" % count}
+            for part in range(WRITERS)
+            for count in range(0, ROUNDS, 3)
+        }
+
+
+def test_c10_threads_of_one_worker_compact_and_write(tmp_path: Path) -> None:
+    provider = HybridProvider(tmp_path)
+    create(provider, "shared", puts={"count": b"0"})
+    threads = [
+        threading.Thread(target=work_until_done, args=(tmp_path, part)) for part in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        provider.compact()
+    provider.close()
+    now = held(tmp_path)
+    shared = now[key("shared")]
+    assert shared is not None
+    assert shared.values["count"] == b"%d" % (2 * ROUNDS)
+    assert len(now) == 1 + 2 * len(range(0, ROUNDS, 3))

@@ -48,9 +48,15 @@ def killed(work: Callable[..., None], *args: Any) -> bool:
 
 
 class Stopped:
-    """A child that runs ``work(stop)``, and stands still from where it calls ``stop`` on."""
+    """A child that runs ``work(stop)``, and stands still from where it calls ``stop`` on.
 
-    def __init__(self, work: Callable[[Callable[[], None]], None]) -> None:
+    A fork closes the parent's stores. ``first`` is called after the fork, before the child begins:
+    there the parent may open them again.
+    """
+
+    def __init__(
+        self, work: Callable[[Callable[[], None]], None], first: Callable[[], object] = bool
+    ) -> None:
         self._there, theirs = Pipe()
 
         def run() -> None:
@@ -58,9 +64,12 @@ class Stopped:
                 theirs.send("here")
                 os.kill(os.getpid(), signal.SIGSTOP)
 
+            theirs.recv()
             work(stop)
 
         self.process = start(run)
+        first()
+        self._there.send("begin")
         assert self._there.poll(PATIENCE), "it did not come to its place"
         os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOWAIT)
 

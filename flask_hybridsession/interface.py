@@ -121,8 +121,8 @@ class HybridSessionInterface(SessionInterface):
 
     def _send_cookie(self, app: Flask, session: Session, response: Response) -> None:
         name = self.get_cookie_name(app)
-        now = clock.now()
-        max_age = session._terms().max_age(now)
+        terms, now = session._terms(), clock.now()
+        max_age = terms.max_age(now)
         response.set_cookie(
             name,
             self._encode(app, name, session.sid),
@@ -234,4 +234,7 @@ def unavailable(error: ProviderUnavailable) -> ServiceUnavailable:
 
 def report_failure(app: Flask, error: ProviderUnavailable) -> None:
     log.error("the session provider failed: %s", error)
-    provider_failed.send(app, error=error)
+    try:
+        provider_failed.send(app, error=error)
+    except Exception:
+        log.exception("a receiver of provider_failed failed")  # the answer stays a 503

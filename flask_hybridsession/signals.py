@@ -2,7 +2,7 @@
 
 Keyword arguments: ``key`` (the hash of the sid) and ``user_id`` (None: unknown or nobody); besides,
 ``old_key`` for renamed, ``record`` for expired, ``reason`` for rejected ("malformed", "unknown" or
-"corrupt"), ``error`` for provider_failed.
+"corrupt"). ``provider_failed`` has ``error`` only.
 """
 
 from __future__ import annotations
@@ -21,5 +21,5 @@ session_destroyed = _signals.signal("hybridsession-destroyed")
 session_expired = _signals.signal("hybridsession-expired")
 #: A client showed a cookie that names no session.
 session_rejected = _signals.signal("hybridsession-rejected")
-#: The provider could not answer; the request got a 503.
+#: The provider could not answer. The request got a 503 if its answer depended on it.
 provider_failed = _signals.signal("hybridsession-provider-failed")

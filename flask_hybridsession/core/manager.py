@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from math import inf
@@ -14,6 +14,7 @@ from .change import Change, Record
 from .codec import decode, encode
 from .cookies import Action
 from .errors import (
+    CodecError,
     ConfigError,
     Conflict,
     CorruptData,
@@ -186,7 +187,7 @@ class Manager:
 
     def _create(self, session: Session, puts: Mapping[str, bytes]) -> None:
         now = clock.now()
-        deadline = session._terms().deadline(now)
+        deadline = session._terms(now).deadline(now)
         login = session._login
         user = None if login is None else login[0]
         change = Change(puts=puts, create=True, deadline=deadline, touched=now, user=user)
@@ -213,6 +214,9 @@ class Manager:
         changed = bool(pending) or renaming or other_terms or session._forced
         if not (changed or self._touch_is_due(record, limits, now)):
             return
+        if renaming and session._closed:
+            log.error("a new sid after the response had started cannot be sent: nothing is saved")
+            return
         renew = (
             other_terms
             or (limits.span > 0 and (changed or self._refreshes()))
@@ -220,7 +224,7 @@ class Manager:
         )
         emptied = bool(pending.drops) and session._is_empty()
         if renaming:
-            renamed = self._rename(session, record, now)
+            renamed = self._rename(session, record, pending, now)
             if renamed is None:
                 if login is not None:
                     self._start_afresh(session, pending)
@@ -276,14 +280,16 @@ class Manager:
                 return True
         raise ProviderUnavailable("a session is changed by too many requests at once; try again")
 
-    def _rename(self, session: Session, record: Record, now: float) -> Record | None:
+    def _rename(
+        self, session: Session, record: Record, pending: Pending, now: float
+    ) -> Record | None:
         """The record under its new key; None: the session is gone."""
         sid = session.sid
         key = ids.key_of(sid)
         try:
             self.provider.rename(record.key, key, now)
         except SessionGone:
-            self._note_gone(record.key, None)
+            self._note_gone(record.key, pending)
             return None
         session._sid, session._next_sid = sid, None
         session._record = renamed = record._replace(key=key)
@@ -291,8 +297,8 @@ class Manager:
         self.announce("renamed", key=key, old_key=record.key, user=record.user)
         return renamed
 
-    def _note_gone(self, key: str, pending: Pending | None) -> None:
-        names = [] if pending is None else [*pending.puts, *pending.drops]
+    def _note_gone(self, key: str, pending: Pending) -> None:
+        names = [*pending.puts, *pending.drops]
         log.info("session %s... ended during the request; not saved: %s", key[:12], names)
 
     def _start_afresh(self, session: Session, pending: Pending) -> None:
@@ -300,7 +306,7 @@ class Manager:
         edits = session._edits
         mine = {name: data for name, data in pending.puts.items() if name in edits.puts}
         mine |= {name: encode(number) for name, number in edits.deltas.items()}
-        session._live = {name: session._live[name] for name in mine}
+        session._live = {name: value for name, value in session._live.items() if name in mine}
         session._live |= edits.deltas
         session._record = session._sid = session._next_sid = None
         session._base = session._raw = {}
@@ -316,9 +322,12 @@ class Manager:
                 self.destroy(key, login[0])
 
     def _logged_in_at(self, key: str, default: float) -> tuple[float, str]:
-        record = self.provider.load(key, clock.now())
-        at = None if record is None else record.values.get(LOGIN)
-        return (default if at is None else decode(at), key)
+        try:
+            record = self.provider.load(key, clock.now())
+            at = None if record is None else record.values.get(LOGIN)
+            return (default if at is None else decode(at), key)
+        except (CorruptData, CodecError):
+            return (-inf, key)  # nobody can use it: it goes
 
     def _end_if_empty(self, session: Session, pending: Pending) -> None:
         """As Flask does: a session from which the last value was removed ends, with its cookie.
@@ -345,11 +354,25 @@ class Manager:
 
     def destroy_user(self, user: str, keep: str | None = None) -> int:
         """End a user's sessions, but for the one with the key ``keep``; how many there were."""
-        keys = self.need_users().keys_of(user, clock.now())
-        return sum(self.destroy(key, user) for key in list(keys) if key != keep)
+        users = self.need_users()
+        return self._destroy_each(lambda: users.keys_of(user, clock.now()), user, keep)
 
     def destroy_all(self) -> int:
-        return sum(self.destroy(key) for key in list(self.need_lists().keys(clock.now())))
+        lists = self.need_lists()
+        return self._destroy_each(lambda: lists.keys(clock.now()))
+
+    def _destroy_each(
+        self, find: Callable[[], Iterable[str]], user: str | None = None, keep: str | None = None
+    ) -> int:
+        """Again while one got away: another request may have given it a new key meanwhile."""
+        tried, total = {keep}, 0
+        while True:
+            keys = [key for key in find() if key not in tried]
+            destroyed = sum(self.destroy(key, user) for key in keys)
+            total += destroyed
+            if destroyed == len(keys):
+                return total
+            tried.update(keys)
 
     def sweep(self, now: float, limit: int) -> int:
         """Destroy and announce up to ``limit`` sessions that are due; how many there were."""
@@ -404,8 +427,10 @@ class Manager:
                     f"another request has held the session for more than {timeout} seconds"
                 ) from None
             self._refresh(session)
-            yield session
-            session.commit()
+            try:
+                yield session
+            finally:  # what is left for the end of the request would overwrite the next holder's
+                session.commit()
 
     def _refresh(self, session: Session) -> None:
         if session._record is None:

@@ -231,6 +231,8 @@ class Session(MutableMapping[str, Any]):
 
     @modified.setter
     def modified(self, value: bool) -> None:
+        if value and not self._loaded:
+            self._load()  # there must be something to touch
         self._catch_up()
         self._modified = self._forced = bool(value)
 
@@ -605,12 +607,13 @@ class Session(MutableMapping[str, Any]):
             return None
         return parse_lifetime(own[0], "session.lifetime"), own[1]
 
-    def _terms(self) -> Terms:
+    def _terms(self, now: float | None = None) -> Terms:
+        """When it ends. A session that is not stored yet begins ``now``."""
         manager, record = self._manager, self._record
         length: Lifetime | None = manager.settings.expires
         if length is None and PERMANENT not in self and LIFETIME not in self:
             return manager.browser_terms()
-        since = clock.now() if record is None else record.created
+        since = record.created if record is not None else clock.now() if now is None else now
         if own := self._own_lifetime():
             length, since = own
         return terms(

@@ -31,7 +31,7 @@ class Settings:
     """
 
     type: Any = "hybrid"
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)  # may hold passwords
     directory: str = ""
     durability: str = "interval"
     sync_interval: float = 1.0
@@ -43,9 +43,9 @@ class Settings:
     cookie_codec: CookieCodec | None = None
     id_length: int = DEFAULT_LENGTH
     key_prefix: str = "session:"
-    redis: Any = None
-    sqlalchemy: Any = None
-    cachelib: Any = None
+    redis: Any = field(default=None, repr=False)
+    sqlalchemy: Any = field(default=None, repr=False)
+    cachelib: Any = field(default=None, repr=False)
 
 
 DURABILITIES = ("always", "interval", "never")
@@ -113,8 +113,9 @@ def read_settings(config: Mapping[str, Any], directory: str) -> Settings:
     refuse_reserved(config)
     check_cookie(config)
     expires = config.get("SESSION_EXPIRES")
+    kind = config.get("SESSION_TYPE")
     return Settings(
-        type=config.get("SESSION_TYPE") or "hybrid",
+        type="hybrid" if kind is None else kind,  # an empty provider may be false
         options=_options(config),
         directory=str(config.get("SESSION_DIR") or directory),
         durability=_one_of(config, "SESSION_DURABILITY", "interval", DURABILITIES),

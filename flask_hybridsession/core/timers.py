@@ -53,10 +53,12 @@ class Clockwork:
 
     def watch(self, swept: Swept) -> None:
         """Look after ``swept`` until it is let go of."""
-        self._swept.add(swept)
+        with self._condition:  # a set must not grow while ``tick`` goes through it
+            self._swept.add(swept)
 
     def unwatch(self, swept: Swept) -> None:
-        self._swept.discard(swept)
+        with self._condition:
+            self._swept.discard(swept)
 
     def notice(self, deadline: float = inf) -> None:
         """Something is due at ``deadline``; starts the thread on first use. Cheap."""
@@ -88,7 +90,9 @@ class Clockwork:
 
     def tick(self) -> float:
         """Sweep all that is due now. Returns how many seconds it may sleep."""
-        return min([LONGEST_SLEEP, *map(self._sweep, list(self._swept))])
+        with self._condition:
+            swept = list(self._swept)
+        return min([LONGEST_SLEEP, *map(self._sweep, swept)])
 
     def _sweep(self, swept: Swept) -> float:
         until, pause = self._pauses.get(swept, (0.0, 1.0))

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from math import isfinite
 from struct import Struct
 from typing import TYPE_CHECKING, Any
+from weakref import finalize
 
 import lmdb
 
@@ -22,7 +23,7 @@ from .compact import compact
 from .frame import CREATE, DESTROY, FORGET, MODIFY, RENAME, pack_change, pack_rename
 from .image import Image, State, decode, encode, user_key
 from .recovery import renamed
-from .store import Closed, Tuning, Turn, acquire, release
+from .store import Closed, Tuning, Turn, abandon, acquire, release
 from .words import EPOCH, SYNCED
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ class HybridProvider(Provider, Lists, Users, Locks, Reports):
             raise ConfigError("SESSION_SYNC_INTERVAL must be more than 0 seconds.")
         tuning = Tuning(sync_interval, patience, compact_bytes, compact_factor, map_bytes)
         self._store = acquire(path, tuning)
+        self._abandon = finalize(self, abandon, self._store)
+        self._abandon.atexit = False
         self._wait = durability == "always"
         if durability == "interval":
             self._store.syncing = True
@@ -141,7 +144,7 @@ class HybridProvider(Provider, Lists, Users, Locks, Reports):
 
     def close(self) -> None:
         store, self._store = self._store, _CLOSED
-        if store is not _CLOSED:
+        if self._abandon.detach():
             release(store)
 
     def keys(self, now: float) -> Iterator[str]:

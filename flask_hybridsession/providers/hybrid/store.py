@@ -13,6 +13,7 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from errno import ENOSPC
 from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
@@ -433,7 +434,8 @@ class Store:
 
     def _keep(self) -> None:
         with self._gate:
-            if self._keeper is None:
+            # While it closes, and so at the end of the interpreter, no thread may begin.
+            if self._keeper is None and not self._stop.is_set():
                 self._keeper = threading.Thread(
                     target=self._look_after, name="hybridsession-keeper", daemon=True
                 )
@@ -711,6 +713,9 @@ def _next_generation(directory: str) -> int:
 
 
 _stores: dict[str, Store] = {}
+# Stores of providers that nobody closed before they were let go of. Closed by the next to open one:
+# the garbage collector may come by in the middle of anything.
+_abandoned: deque[Store] = deque()
 _guard = threading.RLock()
 
 
@@ -722,7 +727,9 @@ class Closed:
 
 
 def acquire(directory: str, tuning: Tuning) -> Store:
-    """The process's store of a directory. Give it back with ``release``."""
+    """The process's store of a directory. Give it back with ``release``, or ``abandon`` it."""
+    while _abandoned:
+        release(_abandoned.popleft())
     path = os.path.realpath(directory)
     with _guard:
         store = _stores.get(path)
@@ -739,6 +746,11 @@ def release(store: Store) -> None:
         if not store.users:
             del _stores[store.directory]
             store.close()
+
+
+def abandon(store: Store) -> None:
+    """Give it back some time later."""
+    _abandoned.append(store)
 
 
 @atexit.register

@@ -25,9 +25,9 @@ from .errors import (
 from .lifetime import COOKIE_CAP, TOUCH_PART, Terms, terms
 from .provider import Lists, Locks, Provider, Users
 from .session import (
+    ASIDE,
     FLASH,
     FLASHES,
-    LIFETIME,
     LOGIN,
     NOTHING,
     Merge,
@@ -238,6 +238,7 @@ class Manager:
                 self._end_if_empty(session, pending)
         elif renaming:  # it ended between the two steps
             session._cookie = Action.LEAVE
+            self.destroy(record.key, record.user)
             if login is not None:
                 self._start_afresh(session, pending)
 
@@ -262,13 +263,16 @@ class Manager:
         deadline = limits.deadline(now)
         mine: dict[str, Any] = {}
         if not pending.wipe:
-            pending = pending._replace(expects=pending.expects | session._terms_expected())
+            pending = pending._replace(expects=pending.expects | session._ground())
         for _ in range(MOST_TRIES):
             puts, drops, expects, wipe = pending
             change = Change(puts, drops, wipe, False, expects, deadline, now, user)
             try:
                 self.provider.commit(record.key, change, now)
             except Conflict as conflict:
+                if session._is_cleared(conflict.current):
+                    self._note_gone(record.key, pending)
+                    return False
                 pending = session._merge(pending, conflict.current, mine)
                 deadline = session._terms().deadline(now)
             except SessionGone:
@@ -447,4 +451,4 @@ def _is_flash(name: str) -> bool:
 
 
 def _is_content(name: str) -> bool:
-    return name not in (LIFETIME, LOGIN)
+    return name not in ASIDE

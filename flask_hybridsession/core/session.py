@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 HIDDEN = "_hybrid."
 LIFETIME = HIDDEN + "lifetime"
 LOGIN = HIDDEN + "login"
+CLEARED = HIDDEN + "cleared"
+#: What by itself is no reason to keep a session.
+ASIDE = frozenset({LIFETIME, LOGIN, CLEARED})
 FLASH = HIDDEN + "flash."
 #: Flask's own names: flashed messages, and whether the session outlives the browser.
 FLASHES = "_flashes"
@@ -479,8 +482,11 @@ class Session(MutableMapping[str, Any]):
         except CodecError as error:
             self._manager.note_late_write(error.name)
             return
-        for name in (*puts, *drops, *([None] if wiped else [])):
-            self._manager.note_late_write(name)
+        if wiped:
+            self._manager.note_late_write(None)
+        for name in (*puts, *drops):
+            if name != CLEARED:
+                self._manager.note_late_write(name)
 
     def _note_late_write(self, name: str | None) -> None:
         if self._closed and not self._watched:
@@ -505,13 +511,20 @@ class Session(MutableMapping[str, Any]):
         for name in edits.taken:
             puts.pop(name, None)
         if wiped:
+            if self._record is not None:
+                puts[CLEARED] = encode(ids.mint())
             return Pending(puts, [], {}, True)
         drops = [name for name in (*edits.dropped, *edits.taken) if name in base]
         return Pending(puts, drops, self._expected((*puts, *drops)), False)
 
-    def _terms_expected(self) -> dict[str, bytes | None]:
-        """What a deadline was worked out from must still be there when it is set."""
-        return {name: self._base.get(name) for name in _TERMS}
+    def _ground(self) -> dict[str, bytes | None]:
+        """What must still be there for any change: of the deadline's reasons, and no ``clear``."""
+        base = self._base
+        return {name: base.get(name) for name in (LIFETIME, PERMANENT, CLEARED)}
+
+    def _is_cleared(self, current: Record) -> bool:
+        """Another request forgot everything: a change of what there was would bring it back."""
+        return current.values.get(CLEARED) != self._base.get(CLEARED)
 
     def _expected(self, names: Iterable[str]) -> dict[str, bytes | None]:
         """The bytes that must still be there: of what is worked out again if they are not."""
@@ -597,7 +610,7 @@ class Session(MutableMapping[str, Any]):
         if self._user_token() is not None:
             return False
         taken = self._edits.taken
-        return all(name in (LIFETIME, LOGIN) or name in taken for name in self._names())
+        return all(name in ASIDE or name in taken for name in self._names())
 
     # -- terms ----------------------------------------------------------------------------------
 

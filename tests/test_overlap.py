@@ -247,6 +247,17 @@ def signed_out(pair: Pair) -> None:
     assert look(pair.browser) == look(pair.old) == EMPTY
 
 
+def replaced(pair: Pair) -> None:
+    assert set(pair.answer.cookies) <= {pair.browser.cookie}
+    assert look(pair.browser) == Seen({"fast": "fast"}, [], None)
+    assert pair.sessions() in (1, None)
+
+
+def added(pair: Pair) -> None:
+    assert pair.answer.cookies == []
+    assert look(pair.browser) == Seen({"fast": "fast", "slow": "slow"}, [], None)
+
+
 def rewritten(pair: Pair) -> None:
     assert look(pair.browser) == Seen({"slow": "slow"}, [], None)
     assert pair.sessions() in (1, None)
@@ -256,33 +267,36 @@ TIMED = ("expiry", "purge")
 CHANGES = ("write", "delete", "nested", "flash", "keyed", "count")
 GROUPS = {
     "changes": CHANGES,
-    "any of these": ("read", "touch", *CHANGES, "exclusive", "commit"),
+    "any of these": ("read", "touch", *CHANGES, "commit"),
     "ends": ("clear", "logout", "logout-elsewhere", *TIMED, "idle"),
 }
 
 OUTCOMES = {
     check.__name__: check
-    for check in (both, gone, ended, moved, renamed, afresh, signed_out, rewritten)
+    for check in (both, gone, ended, replaced, added, moved, renamed, afresh, rewritten, signed_out)
 }
 
 #: both        what both did, under the same cookie
 #: gone        nothing, under any cookie, and the slow answer has no cookie
 #: ended       nothing, under any cookie
+#: replaced    what the fast one wrote after it had cleared, under the cookie that the browser has
+#: added       the same, and what the slow one did then
 #: moved       the fast one's new cookie has all that was there before, and nothing of the slow one;
 #:             the old one is dead; the slow answer has no cookie
 #: renamed     the slow one's new cookie has all that was there before, and what the fast one did
 #: afresh      the slow one's new cookie has a login and nothing of the old session
+#: rewritten   what the slow one wrote after it had cleared, and nothing else
 #: signed_out  the browser has no cookie: who asks to leave has left
-#: rewritten   what the slow one wrote after it had cleared
 TABLE = """
-slow \\ fast  | changes   | ends   | regenerate | login
---------------+-----------+--------+------------+-----------
-any of these  | both      | gone   | moved      | moved
-regenerate    | renamed   | gone   | moved      | moved
-login         | renamed   | afresh | afresh     | afresh
-clear-write  | rewritten | gone   | moved      | moved
-clear         | ended     | ended  | signed_out | signed_out
-logout        | ended     | ended  | signed_out | signed_out
+slow \\ fast  | changes   | ends   | clear-write | regenerate | login
+--------------+-----------+--------+-------------+------------+-----------
+any of these  | both      | gone   | replaced    | moved      | moved
+exclusive     | both      | gone   | added       | moved      | moved
+regenerate    | renamed   | gone   | replaced    | moved      | moved
+login         | renamed   | afresh | afresh      | afresh     | afresh
+clear-write   | rewritten | gone   | rewritten   | moved      | moved
+clear         | ended     | ended  | ended       | signed_out | signed_out
+logout        | ended     | ended  | ended       | signed_out | signed_out
 """
 
 
@@ -300,7 +314,17 @@ def pairs() -> list[Case]:
     ]
 
 
-@pytest.mark.parametrize(("slow", "fast", "outcome"), pairs())
+#: A regeneration takes what was written after a clear along, and then ends it.
+LOST = pytest.mark.xfail(strict=True, reason="regenerate() ends a session that was cleared")
+
+
+@pytest.mark.parametrize(
+    ("slow", "fast", "outcome"),
+    [
+        pytest.param(*case, marks=LOST if case[:2] == ("regenerate", "clear-write") else ())
+        for case in pairs()
+    ],
+)
 def test_pair(server: Server, slow: str, fast: str, outcome: str) -> None:
     OUTCOMES[outcome](Pair(server, LATE, slow, fast))
 
@@ -424,24 +448,6 @@ def test_a_slow_request_does_not_make_a_permanent_session_idle_sooner(
 
 def test_a_change_of_lifetime_keeps_what_was_written_meanwhile(server: Server) -> None:
     both(Pair(server, LATE, "lifetime", "write"))
-
-
-# Clearing and beginning anew, in one request
-
-
-WHOLE = pytest.mark.xfail(strict=True, reason="a list that was appended to is stored whole")
-
-
-@pytest.mark.parametrize(
-    "slow",
-    ["read", "touch", *(c for c in CHANGES if c != "nested"), pytest.param("nested", marks=WHOLE)],
-)
-def test_nothing_of_old_comes_back_after_clear_and_write(server: Server, slow: str) -> None:
-    pair = Pair(server, LATE, slow, "clear-write")
-    seen = look(pair.browser)
-    assert seen.user is None
-    assert seen.values.pop("fast") == "fast"
-    assert "old" not in str(seen.values)
 
 
 @pytest.mark.parametrize("fast", ["clear", "logout", "expiry", "regenerate"])

@@ -19,6 +19,7 @@ import lmdb
 from ...core.change import Record
 from ...core.errors import CorruptData
 from .frame import dumps, loads
+from .log import identity
 
 #: Raised by one when the layout below changes: an image of another format is made again.
 FORMAT = 1
@@ -106,6 +107,18 @@ class Image:
             self.env.open_db, _DATABASES
         )
         self.env.reader_check()
+        self.identities = [self._private(name) for name in self._files()]
+
+    def _files(self) -> tuple[str, str]:
+        return self.path, f"{self.path}-lock"
+
+    def _private(self, path: str) -> tuple[int, int] | None:
+        os.chmod(path, 0o600)
+        return identity(path)
+
+    def is_in_place(self) -> bool:
+        """Whether its files are still those that were opened."""
+        return self.identities == [identity(path) for path in self._files()]
 
     def close(self) -> None:
         """Let go of the file. No transaction may be open."""

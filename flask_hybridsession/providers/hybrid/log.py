@@ -72,8 +72,7 @@ class Log:
                     "or set SESSION_DIR to another directory. Nothing was changed."
                 )
             if header is not None:
-                if stat.S_IMODE(os.fstat(fd).st_mode) != 0o600:
-                    os.fchmod(fd, 0o600)
+                make_private(fd)
                 fd, kept = -1, fd
                 return cls(kept, header)
         finally:
@@ -102,11 +101,7 @@ class Log:
 
     def is_at(self, path: str) -> bool:
         """Whether ``path`` still names this very file."""
-        try:
-            status = os.stat(path)
-        except FileNotFoundError:
-            return False
-        return (status.st_dev, status.st_ino) == (self.device, self.inode)
+        return identity(path) == (self.device, self.inode)
 
     def entries(self, start: int = HEADER_SIZE) -> Iterator[tuple[int, Frame | Gap]]:
         """Everything in the file from ``start`` on, each with its offset."""
@@ -153,6 +148,21 @@ def walk(
             yield offset, frame
             offset += frame.size
             after = 0 if frame.op == SNAPSHOT else frame.sequence
+
+
+def identity(file: str | int) -> tuple[int, int] | None:
+    """Which file that is, by device and inode; None when there is none."""
+    try:
+        status = os.stat(file)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def make_private(fd: int) -> None:
+    """Take away what others may do with a file."""
+    if stat.S_IMODE(os.fstat(fd).st_mode) != 0o600:
+        os.fchmod(fd, 0o600)
 
 
 def remove(path: str) -> None:

@@ -112,7 +112,7 @@ def replay(log: Log, same_boot: bool) -> Recovered:
     """Read a log from its beginning. ``same_boot``: nothing written to it can have been lost."""
     header = log.header
     found = Recovered(sequence=header.base)
-    snapshots, gap = 0, _NO_GAP
+    snapshots, place, gap = 0, IN_SNAPSHOT, _NO_GAP
     for offset, entry in log.entries():
         if isinstance(entry, Gap):
             gap = entry
@@ -123,11 +123,16 @@ def replay(log: Log, same_boot: bool) -> Recovered:
             found.damage.append(f"bytes {gap.start} to {gap.end} hold no frame")
             continue
         if entry.op == SNAPSHOT:
+            if entry.sequence <= place or found.sequence != header.base:
+                # A snapshot stands at the beginning, each session once: this is a copy of it.
+                gap = Gap(offset, log.size(), gap.lost, True)
+                break
+            place = entry.sequence
             snapshots += 1
         else:
             missing = entry.sequence - found.sequence - 1
             if missing < 0:
-                gap = Gap(offset, log.size(), {}, True)
+                gap = Gap(offset, log.size(), gap.lost, True)
                 break
             if missing:
                 found.damage.append(f"{missing} commits before {entry.sequence} are lost")

@@ -27,7 +27,7 @@ from ...core.errors import ConfigError, ProviderUnavailable
 from . import compact as _compact
 from .frame import Frame
 from .image import FORMAT, META, Image, Meta, boot_id, is_whole, pack_meta, unpack_meta
-from .log import Log, remove
+from .log import Log, identity, make_private, remove
 from .recovery import Recovered, fill, replay
 from .words import EPOCH, POISONED, SYNCED, Words
 
@@ -36,6 +36,9 @@ logger = logging.getLogger("flask_hybridsession.hybrid")
 
 
 _TRIES = 100
+#: Seconds in which two changes of a directory may get the same time: file systems take that of the
+#: kernel's last tick.
+_TICK = 0.05
 #: Seconds that a new provider waits for another worker that recovers the store.
 _RECOVERY = 120.0
 
@@ -127,6 +130,9 @@ class Store:
         self._compact_at: float = inf
         self._mend_after = -inf
         self._suspicious = False
+        # What the directory was like when all was in place; and since when it is like this.
+        self._stamp = self._new_stamp = (0, 0, 0)
+        self._settled_at = inf
         self.syncing = getattr(self, "syncing", False)
 
     def path(self, name: str) -> str:
@@ -257,6 +263,8 @@ class Store:
             take(self._lock_fd, self.tuning.patience)
             if self.image is None or self.view[EPOCH] != self.epoch:
                 self._open()
+            else:
+                self._look()
             image = self.image
             txn = image.begin(write=True)
             meta = unpack_meta(txn.get(META))
@@ -300,6 +308,30 @@ class Store:
             if self._lock_fd >= 0:
                 flock(self._lock_fd, LOCK_UN)
 
+    def _look(self) -> None:
+        """Notice files that were deleted, moved or replaced: that changes the directory's time."""
+        try:
+            status = os.stat(self.directory)
+        except FileNotFoundError:
+            raise _Moved from None
+        stamp = status.st_mtime_ns, status.st_ino, status.st_dev
+        if stamp == self._stamp:
+            return
+        now = time.monotonic()
+        if stamp != self._new_stamp:
+            self._new_stamp, self._settled_at = stamp, now + _TICK
+        self._check_directory()
+        if not self._in_place():
+            self._open()
+        self._suspicious = not self.log.is_at(self.path("log"))
+        if now > self._settled_at:
+            self._stamp = stamp
+
+    def _in_place(self) -> bool:
+        """Whether image and words are those that another worker would open."""
+        here = self.words.identity == identity(self.path("sync"))
+        return here and bool(self.image.is_in_place())
+
     def _fits(self, meta: tuple[Any, ...]) -> bool:
         """Whether the log in hand is the one that the image stands beside, and can be continued."""
         _, _, device, inode, generation, position, _, floor = meta
@@ -309,17 +341,17 @@ class Store:
                 return False
             self._plan(floor)
         log = self.log
-        status = os.fstat(log.fd)
-        if not status.st_nlink or (log.inode, log.device) != (inode, device):
+        if (log.inode, log.device) != (inode, device):
             return False
-        if status.st_size != position:
-            if status.st_size < position:
-                return False
-            log.cut(position)  # what a killed writer left
         if self._suspicious:
             self._suspicious = False
             if not log.is_at(self.path("log")):
                 return False
+        size = os.lseek(log.fd, 0, os.SEEK_END)
+        if size != position:
+            if size < position:
+                return False
+            log.cut(position)  # what a killed writer left
         return bool(self.view[POISONED] != generation)
 
     def _plan(self, floor: int) -> None:
@@ -347,12 +379,7 @@ class Store:
 
     def _check_directory(self) -> None:
         """A directory that was deleted, or made anew, is another store."""
-        try:
-            status = os.stat(self.path("lock"))
-        except OSError:
-            raise _Moved from None
-        mine = os.fstat(self._lock_fd)
-        if (status.st_dev, status.st_ino) != (mine.st_dev, mine.st_ino):
+        if identity(self.path("lock")) != identity(self._lock_fd):
             raise _Moved
 
     def _switch(self, turn: Turn, log: Log, boot: bytes) -> None:
@@ -470,11 +497,9 @@ class Store:
             except _Moved:
                 self._shut()
                 return
-            log = self.log
-            if log is not None and not log.is_at(self.path("log")):
-                self._suspicious = True
-        if self._suspicious:
-            self.write(False, _nothing)
+            well = self._in_place() and self.log.is_at(self.path("log"))
+        if not well:
+            self.write(False, _nothing)  # a turn begins with looking
 
     def _start_compaction(self) -> None:
         self._compact_at = inf
@@ -502,6 +527,7 @@ class Store:
             self._lock_fd = os.open(
                 self.path("lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600
             )
+            make_private(self._lock_fd)
         except OSError as error:
             raise ConfigError(
                 f"SESSION_DIR: {self.directory} cannot be used: {error.strerror}. "
@@ -530,9 +556,15 @@ class Store:
         self._close_files()
         words = Words(self.path("sync"))
         boot = boot_id()
+        blank = words.is_blank()
         same = not words.new_boot(boot)
         log = Log.open(self.path("log"))
-        image = self._trusted(log, boot) if same else None
+        if not os.path.exists(self.path("image-lock")):
+            words.view[EPOCH] += 1  # who has a deleted one open must not go on with it
+        image = self._trusted(log, boot) if same or blank else None
+        if image is not None and blank and log is not None:
+            # The words were deleted, and with them whether this log ever failed to sync.
+            words.view[POISONED] = log.generation
         if image is None:
             image, log = self._recover(words.view, log, boot, same)
         with self._gate:

@@ -6,6 +6,8 @@ import os
 from mmap import mmap
 from struct import Struct
 
+from .log import identity, make_private
+
 #: Counts the images: another number means that the one in hand was given up.
 EPOCH = 0
 #: The last commit number that is known to be on the disk.
@@ -22,12 +24,16 @@ class Words:
 
     def __init__(self, path: str) -> None:
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        status = os.fstat(self.fd)
-        if status.st_size != _SIZE:
+        make_private(self.fd)
+        self.identity = identity(self.fd)
+        if os.fstat(self.fd).st_size != _SIZE:
             os.ftruncate(self.fd, _SIZE)
-        self.identity = (status.st_dev, status.st_ino)
         self._map = mmap(self.fd, _SIZE)
         self.view = memoryview(self._map).cast("Q")
+
+    def is_blank(self) -> bool:
+        """Whether the file was made just now."""
+        return not any(self.view[_BOOT : _BOOT + 2])
 
     def is_of(self, boot: bytes) -> bool:
         """Whether the numbers are of this boot of the machine."""

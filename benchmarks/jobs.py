@@ -63,23 +63,45 @@ class Writer(Job):
 class Reader(Job):
     """Loads a session."""
 
-    def __init__(self, directory: str, sessions: int, seed: int, keys: int = _KEYS) -> None:
+    def __init__(self, directory: str, sessions: int, seed: int) -> None:
         self._directory = directory
         self._who = sessions, seed
-        self._at_hand = keys
 
     def open(self) -> None:
         self._store = HybridProvider(self._directory)
-        self._keys = visitors(*self._who)
-        if self._at_hand:
-            self._keys = itertools.cycle(list(itertools.islice(self._keys, self._at_hand)))
+        self._keys = itertools.cycle(list(itertools.islice(visitors(*self._who), _KEYS)))
         self._now = clock.now()
-        for _ in range(self._at_hand):
+        for _ in range(_KEYS):
             self.step()
 
     def step(self) -> None:
         if self._store.load(next(self._keys), self._now) is None:
             raise AssertionError("a session is missing")
+
+    def close(self) -> None:
+        self._store.close()
+
+
+class Rambler(Job):
+    """Loads sessions all over the store, and keeps nothing of its own that grows with them."""
+
+    def __init__(self, directory: str, sessions: int, seed: int) -> None:
+        self._directory = directory
+        self._who = sessions, seed
+
+    def open(self) -> None:
+        self._store = HybridProvider(self._directory)
+        self._keys = visitors(*self._who)
+        self._now = clock.now()
+        for _ in range(self._who[0]):
+            self._load()
+
+    def _load(self) -> None:
+        self._store.load(next(self._keys), self._now)
+
+    def step(self) -> None:
+        for _ in range(10_000):
+            self._load()
 
     def close(self) -> None:
         self._store.close()

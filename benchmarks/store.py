@@ -29,6 +29,7 @@ from benchmarks.crew import Crew, Shift, part, rate
 from benchmarks.jobs import (
     Compacting,
     Idle,
+    Rambler,
     Reader,
     Sweeper,
     Waiting,
@@ -123,6 +124,7 @@ class Bench:
         self._root = root
         self._effort = effort
         self._figures: list[Figure] = []
+        self._rounds: dict[str, list[float]] = {}
         self._costs: dict[int, tuple[float, float]] = {}
         self._store = self._directory("store")
 
@@ -143,6 +145,7 @@ class Bench:
             "session_bytes": SIZE,
             **self._effort._asdict(),
             "figures": [figure._asdict() for figure in self._figures],
+            "commits": self._rounds,
             "microseconds": {
                 sessions: {"read": read, "write": write}
                 for sessions, (read, write) in self._costs.items()
@@ -181,7 +184,7 @@ class Bench:
             *("hybrid-interval", "sqlite-normal"),
             *("hybrid-always", "sqlite-full", f"bare-{size}"),
         ]
-        rates = self._rates(kinds)
+        self._rounds = rates = self._rates(kinds)
         ours, normal, always, full, bare = (rates[kind] for kind in kinds)
         for kind, rounds in rates.items():
             self._tell(f"commits: {kind}", median(rounds), " / s")
@@ -226,6 +229,10 @@ class Bench:
             self._tell(f"read beside {sessions:,} sessions, median", read, " µs")
             self._tell(f"write beside {sessions:,} sessions, median", write, " µs")
         self._tell("filling it", time.perf_counter() - began, " s")
+        stats = apart(compacted, self._store)
+        image, log = (stats[name] / stats["sessions"] for name in ("image_bytes", "log_bytes"))
+        self._tell("image after compaction, per session", image, " bytes", most=SIZE + 300)
+        self._tell("log after compaction, per session", log, " bytes")
 
     def opening(self) -> None:
         self._tell("open after a clean stop", self._opened(lambda: None), " s", most=0.1)
@@ -246,9 +253,8 @@ class Bench:
 
     def memory(self) -> None:
         """Two workers have read all over the store: what has each of them to itself?"""
-        crew = Crew([Reader(self._store, self._effort.sessions, seed, keys=0) for seed in range(3)])
+        crew = Crew([Rambler(self._store, self._effort.sessions, seed) for seed in range(2)])
         crew.start()
-        time.sleep(3 * self._effort.seconds)
         own = max(map(own_memory, crew.pids))
         crew.finish()
         self._tell("memory that a worker has to itself", own / 2**20, " MiB", most=30)
@@ -278,12 +284,8 @@ class Bench:
         self._tell("write while compacting, longest", max(_steps(shifts)) * 1e3, " ms")
         self._tell("compaction beside four writers", shifts[0].told, " s")
 
-        stats = apart(compacted, self._store)
-        size = stats["image_bytes"] / stats["sessions"]
-        self._tell("image after compaction, per session", size, " bytes", most=SIZE + 300)
-        self._tell(
-            "log after compaction, per session", stats["log_bytes"] / stats["sessions"], " bytes"
-        )
+        size = os.path.getsize(os.path.join(self._store, "image")) / self._effort.sessions
+        self._tell("image after all that, per session", size, " bytes")
 
     def power_cut(self) -> None:
         apart(cut_power, self._store)

@@ -17,10 +17,11 @@ from . import signals
 from .cli import sessions_cli
 from .core import clock, ids
 from .core.change import Record
+from .core.edits import Merge, merge_flashes
 from .core.errors import ConfigError, CorruptData, ProviderUnavailable
 from .core.manager import Manager
+from .core.names import FLASHES
 from .core.provider import Lists, Provider, Reports
-from .core.session import FLASHES, Merge, merge_flashes
 from .core.settings import read_settings
 from .flash import add_to_templates
 from .interface import HybridSessionInterface, report_failure, unavailable

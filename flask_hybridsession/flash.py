@@ -13,7 +13,8 @@ from flask import session as flask_session
 from jinja2 import Environment
 from jinja2.ext import Extension
 
-from .core.session import FLASH, Session
+from .core.names import FLASH
+from .core.session import Session
 
 
 def _session() -> Session:

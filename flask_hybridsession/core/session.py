@@ -3,76 +3,22 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
-from decimal import Decimal
-from fractions import Fraction
 from math import inf
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from . import clock, ids
 from .change import Change, Record, apply
-from .codec import IMMUTABLE, decode, encode
+from .codec import decode
 from .cookies import Action
+from .edits import GROUND, NO_EDITS, Edits, Pending, is_number
 from .errors import CodecError, ConfigError
 from .lifetime import BROWSER, UNLIMITED, Lifetime, Terms, parse_lifetime, terms
+from .names import ASIDE, CLEARED, HIDDEN, LIFETIME, LOGIN, PERMANENT
 
 if TYPE_CHECKING:
     from .manager import Manager
-
-#: Names that begin so are the package's own: stored with the session, hidden from the views.
-HIDDEN = "_hybrid."
-LIFETIME = HIDDEN + "lifetime"
-LOGIN = HIDDEN + "login"
-CLEARED = HIDDEN + "cleared"
-#: What by itself is no reason to keep a session.
-ASIDE = frozenset({LIFETIME, LOGIN, CLEARED})
-FLASH = HIDDEN + "flash."
-#: Flask's own names: flashed messages, and whether the session outlives the browser.
-FLASHES = "_flashes"
-PERMANENT = "_permanent"
-#: What a deadline is worked out from.
-_TERMS = (LIFETIME, PERMANENT)
-
-#: (base, mine, theirs) -> the value to store; None stands for "no value", on both sides.
-Merge = Callable[[Any, Any, Any], Any]
-
-
-class Pending(NamedTuple):
-    """What a request changed: encoded, and only where it differs from what was loaded."""
-
-    puts: dict[str, bytes]
-    drops: list[str]
-    expects: dict[str, bytes | None]
-    wipe: bool
-
-    def __bool__(self) -> bool:
-        return bool(self.puts or self.drops or self.wipe)
-
-
-#: The changes of a request that changed nothing.
-NOTHING = Pending({}, [], {}, False)
-
-
-class Edits:
-    """What a request did to its session so far.
-
-    ``puts`` maps each name that was set to its bytes, or to None where the value can change in
-    place and is encoded when the session is saved. ``taken`` are the flashes that were got.
-    """
-
-    __slots__ = ("deltas", "dropped", "puts", "taken", "wiped")
-
-    def __init__(self, wiped: bool = False) -> None:
-        self.puts: dict[str, bytes | None] = {}
-        self.dropped: set[str] = set()
-        self.taken: set[str] = set()
-        self.deltas: dict[str, Any] = {}
-        self.wiped = wiped
-
-
-#: What most requests do. Shared by them all, so never changed.
-_NO_EDITS = Edits()
 
 
 class Session(MutableMapping[str, Any]):
@@ -91,7 +37,7 @@ class Session(MutableMapping[str, Any]):
     _sid: str | None = None
     _modified: bool | None = None
     _forced = False
-    _edits = _NO_EDITS
+    _edits = NO_EDITS
     _next_sid: str | None = None  # what the session is renamed to when it is saved
     _login: tuple[str, bool] | None = None
     _ended = False
@@ -190,15 +136,13 @@ class Session(MutableMapping[str, Any]):
         """
         self._check_name(name)
         value = self.get(name, 0)
-        if not _is_number(value):
+        if not is_number(value):
             raise TypeError(f"session[{name!r}] is no number: it holds a {type(value).__name__}")
-        edits = self._edits
-        delta = edits.deltas.get(name, 0) + by
-        counted = name in edits.deltas or name not in edits.puts
-        self._put(name, value + by)
-        if counted:
-            self._edits.deltas[name] = delta
-        return value + by
+        value += by
+        self._edit().increment(name, value, by)
+        self._live[name] = value
+        self._changed(name)
+        return value
 
     # -- what Flask and its users know ----------------------------------------------------------
 
@@ -407,7 +351,7 @@ class Session(MutableMapping[str, Any]):
     def _forget(self) -> None:
         """Become a session that is not stored."""
         self._live = {}
-        self._edits = _NO_EDITS
+        self._edits = NO_EDITS
         self._saved = None
         self._sid = self._next_sid = self._record = self._login = self._modified = None
         self._base = self._raw = {}
@@ -440,32 +384,22 @@ class Session(MutableMapping[str, Any]):
     def _put(self, name: str, value: Any) -> None:
         if not self._loaded:
             self._load()
-        try:
-            data = encode(value)
-        except CodecError as error:
-            raise error.named(name) from None
-        edits = self._edit()
-        edits.puts[name] = data if type(value) in IMMUTABLE else None
-        edits.dropped.discard(name)
+        self._edit().put(name, value)
         self._live[name] = value
-        self._changed(edits, name)
+        self._changed(name)
 
     def _drop(self, name: str) -> None:
-        edits = self._edit()
-        edits.puts.pop(name, None)
-        edits.dropped.add(name)
+        self._edit().drop(name)
         self._live.pop(name, None)
         self._raw = {other: data for other, data in self._raw.items() if other != name}
-        self._changed(edits, name)
+        self._changed(name)
 
     def _edit(self) -> Edits:
-        if self._edits is _NO_EDITS:
+        if self._edits is NO_EDITS:
             self._edits = Edits()
         return self._edits
 
-    def _changed(self, edits: Edits, name: str) -> None:
-        edits.deltas.pop(name, None)
-        edits.taken.discard(name)
+    def _changed(self, name: str) -> None:
         self._modified = True
         self._note_late_write(name)
 
@@ -493,89 +427,24 @@ class Session(MutableMapping[str, Any]):
             self._manager.note_late_write(name)
 
     def _pending(self) -> Pending:
-        """Encode again what can change in place, and compare. Raises ``CodecError``."""
-        edits, base = self._edits, self._base
-        wiped = edits.wiped
-        puts: dict[str, bytes] = {}
-        for name, value in self._live.items():
-            if name in edits.puts:
-                data = edits.puts[name] or self._encode(name, value)
-            elif type(value) in IMMUTABLE:
-                continue
-            else:
-                data = self._encode(name, value)
-            if wiped or base.get(name) != data:
-                puts[name] = data
-        if edits is _NO_EDITS:
-            return Pending(puts, [], self._expected(puts), False) if puts else NOTHING
-        for name in edits.taken:
-            puts.pop(name, None)
-        if wiped:
-            if self._record is not None:
-                puts[CLEARED] = encode(ids.mint())
-            return Pending(puts, [], {}, True)
-        drops = [name for name in (*edits.dropped, *edits.taken) if name in base]
-        return Pending(puts, drops, self._expected((*puts, *drops)), False)
+        """What to store. Raises ``CodecError``."""
+        return self._edits.pending(
+            self._live, self._base, self._manager.merges, self._record is not None
+        )
 
     def _ground(self) -> dict[str, bytes | None]:
-        """What must still be there for any change: of the deadline's reasons, and no ``clear``."""
-        base = self._base
-        return {name: base.get(name) for name in (LIFETIME, PERMANENT, CLEARED)}
+        """What must still be there for any change to be stored."""
+        return {name: self._base.get(name) for name in GROUND}
 
     def _is_cleared(self, current: Record) -> bool:
         """Another request forgot everything: a change of what there was would bring it back."""
         return current.values.get(CLEARED) != self._base.get(CLEARED)
 
-    def _expected(self, names: Iterable[str]) -> dict[str, bytes | None]:
-        """The bytes that must still be there: of what is worked out again if they are not."""
-        edits, merges = self._edits, self._manager.merges
-        return {
-            name: self._base.get(name)
-            for name in names
-            if name in merges or name in edits.deltas or name in edits.taken
-        }
-
-    def _encode(self, name: str, value: Any) -> bytes:
-        try:
-            return encode(value)
-        except CodecError as error:
-            raise error.named(name) from None
-
-    def _merge(self, pending: Pending, current: Record, mine: dict[str, Any]) -> Pending:
-        """What to try next, now that another request has stored ``current``.
-
-        ``mine`` remembers, over several tries, what this request made of a value by itself.
-        """
-        puts, drops, expects = dict(pending.puts), set(pending.drops), dict(pending.expects)
-        for name in expects:
-            theirs = current.values.get(name)
-            if theirs == expects[name]:
-                continue
-            expects[name] = theirs
-            value = self._merged(name, mine.setdefault(name, self._live.get(name)), theirs)
-            data = None if value is None else self._encode(name, value)
-            puts.pop(name, None)
-            drops.discard(name)
-            if data is None and theirs is not None:
-                drops.add(name)
-            elif data is not None and data != theirs:
-                puts[name] = data
-            if name not in self._edits.taken:
-                self._show(name, value)
-        return Pending(puts, list(drops), expects, pending.wipe)
-
-    def _merged(self, name: str, mine: Any, data: bytes | None) -> Any:
-        theirs = None if data is None else decode(data)
-        edits = self._edits
-        if name in edits.taken:
-            return theirs
-        if name in edits.deltas:
-            number = 0 if theirs is None else theirs
-            return number + edits.deltas[name] if _is_number(number) else mine
-        if name in _TERMS:
-            return mine if name in edits.puts or name in edits.dropped else theirs
-        base = self._base.get(name)
-        return self._manager.merges[name](None if base is None else decode(base), mine, theirs)
+    def _merge(self, pending: Pending, current: Record, mine: Mapping[str, Any]) -> Pending:
+        pending, anew = self._edits.merge(pending, current, mine, self._base, self._manager.merges)
+        for name in anew.keys() - self._edits.taken:
+            self._show(name, anew[name])
+        return pending
 
     def _show(self, name: str, value: Any) -> None:
         """Let the view see what was merged."""
@@ -595,10 +464,7 @@ class Session(MutableMapping[str, Any]):
     def _settle(self, record: Record) -> None:
         live, taken = self._live, self._edits.taken & record.values.keys()
         self._saved = None
-        self._edits = _NO_EDITS
-        if taken:
-            self._edits = Edits()
-            self._edits.taken = taken
+        self._edits = Edits(taken=taken) if taken else NO_EDITS
         self._record = record
         self._base = self._raw = record.values
         self._live = {name: value for name, value in live.items() if name in record.values}
@@ -638,13 +504,7 @@ class Session(MutableMapping[str, Any]):
         )
 
     def _deadline_changes(self) -> bool:
-        edits, base = self._edits, self._base.get(PERMANENT)
-        return (
-            edits.wiped
-            or LIFETIME in edits.puts
-            or PERMANENT in edits.dropped
-            or edits.puts.get(PERMANENT, base) != base
-        )
+        return self._edits.change_terms(self._base)
 
     def _user_token(self) -> str | None:
         if not self._loaded:
@@ -661,24 +521,3 @@ class Session(MutableMapping[str, Any]):
 
 def _utc(seconds: float) -> dt.datetime:
     return dt.datetime.fromtimestamp(seconds, dt.timezone.utc)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float, complex, Decimal, Fraction)) and not isinstance(
-        value, bool
-    )
-
-
-def merge_flashes(base: Any, mine: Any, theirs: Any) -> list[Any] | None:
-    """Their messages without those that this request showed, then those that it flashed."""
-    shown, flashed = list(base or ()), []
-    for message in mine or ():
-        if message in shown:
-            shown.remove(message)
-        else:
-            flashed.append(message)
-    kept = list(theirs or ())
-    for message in shown:
-        if message in kept:
-            kept.remove(message)
-    return [*kept, *flashed] or None

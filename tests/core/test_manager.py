@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flask_hybridsession import CodecError, ConfigError, KeyTaken, ProviderUnavailable
-from flask_hybridsession.core import clock, ids, manager
+from flask_hybridsession.core import clock, ids, saving
 from flask_hybridsession.core.change import Change
 from flask_hybridsession.core.codec import encode
 from flask_hybridsession.core.cookies import Action
@@ -166,7 +166,7 @@ def test_a_merge_that_makes_what_cannot_be_stored() -> None:
 
 
 def test_a_merge_that_is_never_fast_enough_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manager, "MOST_TRIES", 5)
+    monkeypatch.setattr(saving, "MOST_TRIES", 5)
     desk = Desk({"n": lambda base, mine, theirs: theirs + 1})
     sid = desk.stored({"n": 1})
 

@@ -14,7 +14,9 @@ from flask import session as flask_session
 
 from flask_hybridsession import BROWSER, UNLIMITED, CodecError, ConfigError
 from flask_hybridsession.core import ids
-from flask_hybridsession.core.session import FLASH, LIFETIME, Session, merge_flashes
+from flask_hybridsession.core.edits import merge_flashes
+from flask_hybridsession.core.names import FLASH, LIFETIME
+from flask_hybridsession.core.session import Session
 from flask_hybridsession.testing import FakeClock, fake_clock
 from tests.site import Browser, Site
 

@@ -1,0 +1,27 @@
+"""Names in a session that are not the app's: the package's own, hidden from views, and Flask's."""
+
+from __future__ import annotations
+
+#: Names that begin so are the package's own.
+HIDDEN = "_hybrid."
+#: A lifetime that was set for this session: [seconds by the rule of the seeds, since when].
+LIFETIME = HIDDEN + "lifetime"
+#: When somebody logged in.
+LOGIN = HIDDEN + "login"
+#: Another text after each ``clear``.
+CLEARED = HIDDEN + "cleared"
+#: Keyed flashes begin so.
+FLASH = HIDDEN + "flash."
+
+#: Flask's flashed messages.
+FLASHES = "_flashes"
+#: Flask's ``session.permanent``.
+PERMANENT = "_permanent"
+
+#: What by itself is no reason to keep a session.
+ASIDE = frozenset({LIFETIME, LOGIN, CLEARED})
+
+
+def is_flash(name: str) -> bool:
+    """Whether it is gone by being shown."""
+    return name == FLASHES or name.startswith(FLASH)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from fcntl import LOCK_EX, flock
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import pytest
 from flask_hybridsession.core import clock
 from flask_hybridsession.core.change import Change
 from flask_hybridsession.providers.hybrid import HybridProvider
+from flask_hybridsession.providers.hybrid.frame import HEADER_SIZE
+from flask_hybridsession.providers.hybrid.store import Turn
 
 ROOT = Path(__file__).parents[1]
 APP = """
@@ -42,12 +45,16 @@ def flask(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def key(number: int) -> str:
+    return f"{number:064x}"
+
+
 def fill(folder: Path, *lives: float) -> None:
     provider = HybridProvider(str(folder / "instance" / "sessions"))
     now = clock.now()
     for number, life in enumerate(lives):
         change = Change(create=True, puts={"a": b"\x01"}, deadline=now + life, touched=now)
-        provider.commit(f"{number:064x}", change, now)
+        provider.commit(key(number), change, now)
     provider.close()
 
 
@@ -84,3 +91,104 @@ def test_help(folder: Path) -> None:
     assert "purge" in text
     assert "stats" in text
     assert "sessions" in flask(folder, "--help").stdout
+
+
+def lines(done: subprocess.CompletedProcess[str]) -> list[str]:
+    return done.stdout.splitlines()
+
+
+def test_check_of_a_sound_store(folder: Path) -> None:
+    fill(folder, 1000, 1000, -1)
+    provider = HybridProvider(str(folder / "instance" / "sessions"))
+    done = flask(folder, "sessions", "check")
+    assert (done.returncode, done.stdout) == (0, "no damage found\n"), done.stderr
+    provider._check()
+    provider.close()
+
+
+def test_check_says_where_and_changes_nothing(folder: Path) -> None:
+    fill(folder, *[1000.0] * 9)
+    directory = folder / "instance" / "sessions"
+    log = bytearray((directory / "log").read_bytes())
+    size = (len(log) - HEADER_SIZE) // 9
+    start = HEADER_SIZE + 4 * size
+    log[start + size // 2] ^= 1
+    (directory / "log").write_bytes(log)
+    found = flask(folder, "sessions", "check")
+    assert found.returncode == 1, found.stderr
+    text = lines(found)[0]
+    assert text.startswith(f"log: bytes {start} to {start + size} hold no sound frame")
+    assert f"commit 5 of session {key(4)[:12]}..." in text
+    assert key(4) not in found.stdout
+    assert (directory / "log").read_bytes() == log
+    assert lines(flask(folder, "sessions", "check")) == lines(found)
+    # The image still has all of it: a new log is made from that.
+    assert flask(folder, "sessions", "compact").returncode == 0
+    assert flask(folder, "sessions", "check").returncode == 0
+
+
+def test_check_tells_of_a_log_that_a_recovery_kept(folder: Path) -> None:
+    fill(folder, *[1000.0] * 9)
+    directory = folder / "instance" / "sessions"
+    log = bytearray((directory / "log").read_bytes())
+    log[HEADER_SIZE + (len(log) - HEADER_SIZE) // 2] ^= 1
+    (directory / "log").write_bytes(log)
+    (directory / "image").unlink()
+    found = flask(folder, "sessions", "check")
+    (kept,) = directory.glob("damaged-*")
+    assert found.returncode == 1
+    assert f"{kept.name}: bytes " in found.stdout
+    assert f"session {key(4)[:12]}..." in found.stdout
+    kept.unlink()
+    assert flask(folder, "sessions", "check").returncode == 0
+
+
+def test_check_of_an_image_that_is_not_what_the_log_says(folder: Path) -> None:
+    fill(folder, 1000, 1000)
+    provider = HybridProvider(str(folder / "instance" / "sessions"))
+
+    def spoil(turn: Turn) -> None:
+        turn.txn.delete(bytes.fromhex(key(1)), b"", turn.image.sessions)
+        turn.dirty = True
+
+    provider._store.write(False, spoil)
+    found = flask(folder, "sessions", "check")
+    provider.close()
+    assert found.returncode == 1
+    assert lines(found) == [
+        f"image: session {key(1)[:12]}... is missing",
+        "image: the index of deadlines is not what the sessions say",
+    ]
+
+
+def test_compact_says_the_sizes(folder: Path) -> None:
+    fill(folder, *[-1.0] * 100, 1000)
+    directory = folder / "instance" / "sessions"
+    flask(folder, "sessions", "purge")
+    before = (directory / "log").stat().st_size
+    done = flask(folder, "sessions", "compact")
+    after = (directory / "log").stat().st_size
+    assert done.returncode == 0, done.stderr
+    assert f"log: {before} -> {after} bytes" in lines(done)
+    assert after < before / 50
+    assert flask(folder, "sessions", "check").returncode == 0
+
+
+def test_compact_while_another_worker_does(folder: Path) -> None:
+    fill(folder, 1000)
+    with (folder / "instance" / "sessions" / "compact").open("w") as held:
+        flock(held, LOCK_EX)
+        done = flask(folder, "sessions", "compact")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "another worker" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["check", "compact"])
+def test_a_provider_without_that_ability(folder: Path, command: str) -> None:
+    source = (folder / "shop.py").read_text()
+    (folder / "shop.py").write_text(
+        source.replace("HybridSession(app)", 'HybridSession(app, provider="memory")')
+    )
+    done = flask(folder, "sessions", command)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"MemoryProvider has nothing to {command}" in done.stderr

@@ -145,3 +145,22 @@ class Reports(ABC):
     @abstractmethod
     def stats(self) -> dict[str, int | float | str]:
         """Names and numbers, no keys and no values."""
+
+
+class Checks(ABC):
+    """The ability to find damage, for ``flask sessions check``."""
+
+    @abstractmethod
+    def check(self) -> list[str]:
+        """What is wrong and where, one sentence each. Changes nothing; others may go on working.
+
+        A session is named by the beginning of its key.
+        """
+
+
+class Compacts(ABC):
+    """The ability to give back the space of what is gone, for ``flask sessions compact``."""
+
+    @abstractmethod
+    def compact(self) -> bool:
+        """Do it now, while others go on working. False when another worker is doing it."""

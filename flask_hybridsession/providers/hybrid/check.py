@@ -1,28 +1,92 @@
-"""Whether the image is what the log says, and its indexes what its sessions say."""
+"""Whether the log is sound, the image what the log says, and its indexes what its sessions say.
+
+It looks at one moment, beside readers and writers, and changes nothing.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from .image import Image, State, decode, index
-from .recovery import replay
+import lmdb
+
+from ...core.errors import ConfigError, CorruptData
+from .image import META, Image, Meta, State, decode, index, unpack_meta
+from .log import Log
+from .recovery import Recovered, replay
+from .words import POISONED
 
 if TYPE_CHECKING:
-    from .store import Turn
+    from .store import Store
+
+_TRIES = 20
+#: Sessions named; of more only the number is told.
+_NAMED = 20
 
 
-def problems(turn: Turn) -> list[str]:
-    """What is wrong, in words, without keys or values. Reads everything: not for every day."""
-    found = replay(turn.log, same_boot=True)
-    texts = [f"log: {text}" for text in found.damage]
-    if (found.position, found.sequence) != (turn.position, turn.sequence):
-        texts.append("log: it does not end where the image says")
-    stored = dict(turn.image.scan(turn.txn))
-    for key in found.sessions.keys() | stored.keys():
-        blob = stored.get(key)
-        if blob is None or _plain(decode(key.hex(), blob)) != _plain(found.state(key)):
-            texts.append("image: a session is not what the log says")
-    return texts + _index_problems(turn.image, turn.txn, stored)
+def problems(store: Store) -> list[str]:
+    """What is wrong and where, in words, without values. Reads everything: not for every day."""
+    return [*faults(store), *_set_aside(store.directory)]
+
+
+def faults(store: Store) -> list[str]:
+    """What is wrong with the log and the image that are in use."""
+    for _ in range(_TRIES):
+        begin = store.enter()
+        try:
+            txn = begin()
+            try:
+                meta = Meta._make(unpack_meta(txn.get(META)))
+                log = Log.open(store.path("log"))
+                here = (meta.device, meta.inode, meta.generation)
+                if log is not None and (log.device, log.inode, log.generation) == here:
+                    return _compare(store, txn, meta, log)
+            finally:
+                txn.abort()
+        except (lmdb.Error, CorruptData) as error:
+            return [f"image: it cannot be read: {error}"]
+        finally:
+            store.tickets.append(begin)
+        # A compaction may have put a new log there since the transaction began.
+    return ["log: it is lost, or not the one that the image was made from"]
+
+
+def _compare(store: Store, txn: Any, meta: Meta, log: Log) -> list[str]:
+    texts = []
+    if store.view[POISONED] == meta.generation:
+        texts.append("log: the disk failed to sync it; the next write makes a new one")
+    size = log.size()
+    if size < meta.position:
+        texts.append(f"log: it ends at byte {size}, and should at {meta.position}")
+    found = replay(log, same_boot=True, end=meta.position)
+    texts += [f"log: {text}" for text in found.damage]
+    if not texts and (found.position, found.sequence) != (meta.position, meta.sequence):
+        texts.append(
+            f"log: its frames end at byte {found.position} with commit {found.sequence}, "
+            f"and should at {meta.position} with {meta.sequence}"
+        )
+    damaged = bool(texts)
+    stored = dict(store.image.scan(txn))
+    wrong = _different(stored, found, damaged)
+    texts += [f"image: session {key.hex()[:12]}... {why}" for key, why in islice(wrong, _NAMED)]
+    if more := sum(1 for _ in wrong):
+        texts.append(f"image: and {more} more")
+    return texts + _index_problems(store.image, txn, stored)
+
+
+def _different(
+    stored: dict[bytes, bytes], found: Recovered, damaged: bool
+) -> Iterator[tuple[bytes, str]]:
+    for key, blob in stored.items():
+        kept = found.sessions.get(key)
+        if kept is None and damaged:
+            continue  # the log cannot prove it any more: that was said
+        if blob != kept and _plain(decode(key.hex(), blob)) != _plain(found.state(key)):
+            yield key, "is not what the log says"
+    for key in found.sessions.keys() - stored.keys():
+        yield key, "is missing"
 
 
 def _plain(state: State | None) -> object:
@@ -49,3 +113,22 @@ def _index_problems(image: Image, txn: Any, stored: dict[bytes, bytes]) -> list[
             if sorted(expected) != list(cursor):
                 texts.append(f"image: the index of {name} is not what the sessions say")
     return texts
+
+
+def _set_aside(directory: str) -> list[str]:
+    """What is wrong with the logs that a recovery kept: damage stays told until they are gone."""
+    texts = []
+    for name in sorted(os.listdir(directory)):
+        if name.startswith("damaged-"):
+            why = _damage(os.path.join(directory, name))
+            texts += [f"{name}: {text}" for text in why]
+            texts.append(f"{name}: the damaged log that a recovery kept; delete it when it is read")
+    return texts
+
+
+def _damage(path: str) -> list[str]:
+    try:
+        log = Log.open(path)
+    except ConfigError as error:
+        return [str(error)]
+    return ["its header is lost"] if log is None else replay(log, same_boot=True).damage

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from mmap import ACCESS_READ, mmap
@@ -103,9 +104,11 @@ class Log:
         """Whether ``path`` still names this very file."""
         return identity(path) == (self.device, self.inode)
 
-    def entries(self, start: int = HEADER_SIZE) -> Iterator[tuple[int, Frame | Gap]]:
-        """Everything in the file from ``start`` on, each with its offset."""
-        size = self.size()
+    def entries(
+        self, start: int = HEADER_SIZE, end: int = sys.maxsize
+    ) -> Iterator[tuple[int, Frame | Gap]]:
+        """Everything in the file between two positions, each with its offset."""
+        size = min(self.size(), end)
         if size <= start:
             return
         with mmap(self.fd, size, access=ACCESS_READ) as buffer:

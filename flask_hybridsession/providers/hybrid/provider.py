@@ -17,8 +17,8 @@ import lmdb
 from ...core import clock
 from ...core.change import Change, Record, decide
 from ...core.errors import ConfigError, CorruptData, KeyTaken, ProviderError, SessionGone
-from ...core.provider import Lists, Locks, Provider, Reports, Users
-from .check import problems
+from ...core.provider import Checks, Compacts, Lists, Locks, Provider, Reports, Users
+from .check import faults, problems
 from .compact import compact
 from .frame import CREATE, DESTROY, FORGET, MODIFY, RENAME, pack_change, pack_rename
 from .image import Image, State, decode, encode, user_key
@@ -37,7 +37,7 @@ _PAGE = 500
 _unhex = bytes.fromhex
 
 
-class HybridProvider(Provider, Lists, Users, Locks, Reports):
+class HybridProvider(Provider, Lists, Users, Locks, Reports, Checks, Compacts):
     """Sessions in ``directory``, made if it is missing (mode 0700, files 0600).
 
     ``durability`` says when a commit is acknowledged: ``"always"``, when it is on the disk;
@@ -186,9 +186,13 @@ class HybridProvider(Provider, Lists, Users, Locks, Reports):
         """Rewrite the log now. False when another worker is doing it."""
         return compact(self._store)
 
+    def check(self) -> list[str]:
+        """Compare image, indexes and log as they are at one moment; name the logs set aside."""
+        return problems(self._store)
+
     def _check(self) -> None:
-        """Compare image, indexes and log, while nobody writes. Raises ``CorruptData``."""
-        if texts := self._store.write(False, problems):
+        """Raise ``CorruptData`` for what is wrong with the log and the image in use."""
+        if texts := faults(self._store):
             raise CorruptData("; ".join(texts))
 
     def stats(self) -> dict[str, int | float | str]:

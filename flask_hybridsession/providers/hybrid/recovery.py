@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -64,7 +65,7 @@ class Recovered:
         """Judge a gap that the log ends with: an unfinished write, unless it names whole frames."""
         lost = [number for number in gap.lost if self.sequence < number < IN_SNAPSHOT]
         if same_boot and lost:
-            self.damage.append(f"bytes {gap.start} to {gap.end} hold no sound frame")
+            self.damage.append(_place(gap))
             self.doubt(gap, len(lost), max(lost) + 1)
             self.sequence = max(lost)
         self.cut = size - self.position
@@ -80,7 +81,7 @@ class Recovered:
         if state is None or state.version != previous:
             self.sessions.pop(key, None)
             if op != DESTROY:
-                self.damage.append(f"commit {sequence} continues a session that is lost")
+                self.damage.append(f"commit {sequence} continues {_named(key)}, which is lost")
             return
         del self.sessions[key]
         self.doubted.discard(key)
@@ -108,31 +109,32 @@ def renamed(state: State, old: bytes, new: bytes, sequence: int, until: float | 
     return State(sequence, state.record._replace(key=new.hex()), aliases)
 
 
-def replay(log: Log, same_boot: bool) -> Recovered:
-    """Read a log from its beginning. ``same_boot``: nothing written to it can have been lost."""
+def replay(log: Log, same_boot: bool, end: int = sys.maxsize) -> Recovered:
+    """Read a log up to ``end``. ``same_boot``: nothing written to it can have been lost."""
     header = log.header
+    size = min(log.size(), end)
     found = Recovered(sequence=header.base)
     snapshots, place, gap = 0, IN_SNAPSHOT, _NO_GAP
-    for offset, entry in log.entries():
+    for offset, entry in log.entries(end=end):
         if isinstance(entry, Gap):
             gap = entry
             if entry.last:
                 break
             if snapshots == header.snapshots and not (same_boot or _was_synced(log, gap, found)):
                 break
-            found.damage.append(f"bytes {gap.start} to {gap.end} hold no frame")
+            found.damage.append(_place(gap))
             continue
         if entry.op == SNAPSHOT:
             if entry.sequence <= place or found.sequence != header.base:
                 # A snapshot stands at the beginning, each session once: this is a copy of it.
-                gap = Gap(offset, log.size(), gap.lost, True)
+                gap = Gap(offset, size, gap.lost, True)
                 break
             place = entry.sequence
             snapshots += 1
         else:
             missing = entry.sequence - found.sequence - 1
             if missing < 0:
-                gap = Gap(offset, log.size(), gap.lost, True)
+                gap = Gap(offset, size, gap.lost, True)
                 break
             if missing:
                 found.damage.append(f"{missing} commits before {entry.sequence} are lost")
@@ -144,11 +146,33 @@ def replay(log: Log, same_boot: bool) -> Recovered:
     if snapshots < header.snapshots:
         found.damage.append(f"{header.snapshots - snapshots} sessions of the snapshot are lost")
     if gap is not _NO_GAP:
-        found.end(gap, log.size(), same_boot)
+        found.end(gap, size, same_boot)
     for key in found.doubted & found.sessions.keys():
         del found.sessions[key]
     return found
 
+
+def _place(gap: Gap) -> str:
+    """Where a gap is, and which frames are known to have been there."""
+    text = f"bytes {gap.start} to {gap.end} hold no sound frame"
+    lost = [
+        f"{_numbered(number)} of {_named(gap.lost[number])}" for number in sorted(gap.lost)[:_NAMED]
+    ]
+    return f"{text} ({', '.join(lost)})" if lost else text
+
+
+def _numbered(number: int) -> str:
+    if number > IN_SNAPSHOT:
+        return f"snapshot frame {number - IN_SNAPSHOT}"
+    return f"commit {number}"
+
+
+def _named(key: bytes) -> str:
+    return f"session {key.hex()[:12]}..."
+
+
+#: Frames of a gap that are named.
+_NAMED = 10
 
 _NO_GAP = Gap(0, 0, {}, False)
 

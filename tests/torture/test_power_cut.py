@@ -198,7 +198,7 @@ def test_always_loses_nothing(
             path,
             fast_path / "ruins",
             random.Random(seed),
-            2_000 if minutes else 250,
+            6_000 if minutes else 250,
             past.needed,
         )
         shutil.rmtree(path)

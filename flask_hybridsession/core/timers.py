@@ -22,6 +22,8 @@ SLICE = 200
 #: Seconds after which it looks again by itself: another process may have died before it swept,
 #: or the clock may have been set.
 LONGEST_SLEEP = 5.0
+#: Seconds that it rests after it has destroyed something: what is due by then goes in one go.
+SHORTEST_REST = 0.25
 #: Seconds that it leaves a provider alone after an error, at most.
 LONGEST_PAUSE = 60.0
 
@@ -100,7 +102,11 @@ class Clockwork:
         if now < until <= now + LONGEST_PAUSE:
             return until - now
         try:
-            while swept.sweep(clock.now(), SLICE) == SLICE:
+            rest = 0.0
+            while gone := swept.sweep(clock.now(), SLICE):
+                rest = SHORTEST_REST
+                if gone < SLICE:
+                    break
                 time.sleep(0)  # requests of this process come first
             deadline = swept.next_deadline()
         except Exception:
@@ -109,7 +115,7 @@ class Clockwork:
             self._pauses[swept] = (now + pause, min(2 * pause, LONGEST_PAUSE))
             return pause
         self._pauses.pop(swept, None)
-        return LONGEST_SLEEP if deadline is None else max(deadline - clock.now(), 0.0)
+        return LONGEST_SLEEP if deadline is None else max(deadline - clock.now(), rest)
 
 
 clockwork = Clockwork()

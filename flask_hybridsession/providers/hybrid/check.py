@@ -28,7 +28,11 @@ _NAMED = 20
 
 def problems(store: Store) -> list[str]:
     """What is wrong and where, in words, without values. Reads everything: not for every day."""
-    return [*faults(store), *_set_aside(store.directory)]
+    texts = faults(store)
+    log = Log.open(store.path("log"))
+    if log is not None and store.view[POISONED] == log.generation:
+        texts.append("log: the disk failed to sync it; the next write makes a new one")
+    return texts + _set_aside(store.directory)
 
 
 def faults(store: Store) -> list[str]:
@@ -55,8 +59,6 @@ def faults(store: Store) -> list[str]:
 
 def _compare(store: Store, txn: Any, meta: Meta, log: Log) -> list[str]:
     texts = []
-    if store.view[POISONED] == meta.generation:
-        texts.append("log: the disk failed to sync it; the next write makes a new one")
     size = log.size()
     if size < meta.position:
         texts.append(f"log: it ends at byte {size}, and should at {meta.position}")

@@ -112,7 +112,20 @@ class Frame(NamedTuple):
 
 def pack(frame: Frame, generation: int, salt: int) -> bytes:
     """The bytes of a frame in the log ``generation``."""
-    op, key, data, sequence, previous, synced = frame
+    return pack_parts(*frame, generation, salt)
+
+
+def pack_parts(
+    op: int,
+    key: bytes,
+    data: bytes,
+    sequence: int,
+    previous: int,
+    synced: int,
+    generation: int,
+    salt: int,
+) -> bytes:
+    """``pack``, for those that have no use for a ``Frame``."""
     head = _pack_head(_MAGIC, op, len(data), generation, sequence, previous, synced, key)
     check = crc32(head, salt)
     tail = _pack_tail(crc32(data, check), sequence, key)

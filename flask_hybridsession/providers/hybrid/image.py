@@ -187,10 +187,14 @@ class Image:
 
     def remove(self, txn: Any, key: bytes, state: State) -> None:
         """Delete a session, its index entries and its aliases."""
-        record = state.record
         txn.delete(key, b"", self.sessions)
-        if record.deadline != inf:
-            txn.delete(due_key(record.deadline, key), b"", self.deadlines)
+        if state.record.deadline != inf:
+            txn.delete(due_key(state.record.deadline, key), b"", self.deadlines)
+        self.remove_marks(txn, key, state)
+
+    def remove_marks(self, txn: Any, key: bytes, state: State) -> None:
+        """Delete what leads to a session: its user's entry and its aliases."""
+        record = state.record
         if record.user is not None:
             txn.delete(user_key(record.user) + key, b"", self.users)
         for alias, until in state.aliases:
@@ -208,14 +212,27 @@ class Image:
         if until != inf:
             txn.delete(due_key(until, alias), b"", self.deadlines)
 
-    def due(self, txn: Any, now: float) -> Iterator[tuple[bytes, bool]]:
-        """The keys whose deadline is past, earliest first, and whether each is an alias."""
+    def pop_due(self, txn: Any, now: float, limit: int) -> tuple[list[bytes], list[bytes]]:
+        """Up to ``limit`` keys of sessions whose deadline is past, earliest first, and aliases.
+
+        The entries of the sessions are deleted; the rest of each session is for the caller.
+        """
         last = due_key(now, b"\xff" * 32)
+        keys: list[bytes] = []
+        aliases: list[bytes] = []
         with txn.cursor(self.deadlines) as cursor:
-            for entry, kind in cursor:
+            there = cursor.first()
+            while there and len(keys) + len(aliases) < limit:
+                entry, kind = cursor.item()
                 if entry > last:
-                    return
-                yield entry[8:], kind == b"a"
+                    break
+                if kind == b"a":
+                    aliases.append(entry[8:])
+                    there = cursor.next()
+                else:
+                    keys.append(entry[8:])
+                    there = cursor.delete() and bool(cursor.key())
+        return keys, aliases
 
     def scan(self, txn: Any, start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         """Keys and encoded sessions in the order of keys, from ``start`` on."""

@@ -6,7 +6,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import isfinite
 from struct import Struct
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 _DURABILITIES = ("always", "interval", "never")
 _LEASE = Struct("<16sd")
 _PAGE = 500
+#: Leases of killed holders that each lock sweeps away at most.
+_LEASES = 4
 _unhex = bytes.fromhex
 
 
@@ -135,11 +137,17 @@ class HybridProvider(Provider, Lists, Users, Locks, Reports, Checks, Compacts):
             if deadline is None or deadline > now:
                 break
             try:
-                gone += self._store.write(self._wait, _purge, now, limit - len(gone))
+                with self._store.sweeping():
+                    gone += self._store.write(False, _purge, now, limit - len(gone))
             except ProviderError:
                 if not gone:
                     raise
                 break  # those that are gone are the caller's to announce
+        if gone and self._wait:
+            # Should the disk fail, and the power too, they come back past their deadline: never
+            # served, and purged again. So they are announced now in any case, at worst twice.
+            with suppress(ProviderError):
+                self._store.flush()
         return gone
 
     def close(self) -> None:
@@ -313,18 +321,20 @@ def _destroy(turn: Turn, key: bytes) -> bool:
 
 def _purge(turn: Turn, now: float, limit: int) -> list[Record]:
     txn, image = turn.txn, turn.image
-    keys: list[tuple[bytes, bool]] = []
-    for entry in image.due(txn, now):
-        keys.append(entry)
-        if len(keys) == limit:
-            break
+    keys, aliases = image.pop_due(txn, now, limit)
     gone: list[Record] = []
-    for key, is_alias in keys:
-        if is_alias:
-            _drop_alias(turn, key)
-        elif (state := image.get(txn, key)) is not None:
-            _remove(turn, key, state)
+    with txn.cursor(image.sessions) as cursor:
+        for key in keys:
+            blob = cursor.pop(key)
+            if blob is None:  # an entry that leads nowhere is gone now
+                turn.dirty = True
+                continue
+            state = decode(key.hex(), blob)
+            turn.add(DESTROY, key, b"", state.version)
+            image.remove_marks(txn, key, state)
             gone.append(state.record)
+    for alias in aliases:
+        _drop_alias(turn, alias)
     return gone
 
 
@@ -374,9 +384,20 @@ def _lock(turn: Turn, key: bytes, token: bytes, lease: float) -> bool:
     txn, image = turn.txn, turn.image
     if _is_locked(txn, image, key):
         return False
+    _sweep_locks(txn, image, key)
     txn.put(key, _LEASE.pack(token, time.monotonic() + lease), True, True, False, image.locks)
     turn.dirty = True
     return True
+
+
+def _sweep_locks(txn: Any, image: Image, key: bytes) -> None:
+    """Delete the leases behind ``key`` that have ended: of holders that were killed."""
+    with txn.cursor(image.locks) as cursor:
+        there = cursor.set_range(key) or cursor.first()
+        for _ in range(_LEASES):
+            if not there or time.monotonic() < _LEASE.unpack(cursor.value())[1]:
+                return
+            there = cursor.delete() and bool(cursor.key())
 
 
 def _unlock(turn: Turn, key: bytes, token: bytes) -> None:

@@ -14,7 +14,8 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from errno import ENOSPC
 from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
 from math import inf
@@ -25,7 +26,7 @@ import lmdb
 from ...core import clock
 from ...core.errors import ConfigError, ProviderUnavailable
 from . import compact as _compact
-from .frame import Frame
+from .frame import pack_parts
 from .image import FORMAT, META, Image, Meta, boot_id, is_whole, pack_meta, unpack_meta
 from .log import Log, identity, make_private, remove
 from .recovery import Recovered, fill, replay
@@ -36,6 +37,10 @@ logger = logging.getLogger("flask_hybridsession.hybrid")
 
 
 _TRIES = 100
+#: Seconds between two slices of purge, for writers that wait.
+_COURTESY = 0.0003
+#: Seconds that one who purges waits for another who does.
+_SWEEPER = 1.0
 #: Seconds in which two changes of a directory may get the same time: file systems take that of the
 #: kernel's last tick.
 _TICK = 0.05
@@ -90,7 +95,10 @@ class Turn:
     def add(self, op: int, key: bytes, data: bytes, previous: int) -> None:
         """Log one thing, as commit number ``sequence + 1``."""
         self.sequence = sequence = self.sequence + 1
-        self.frames.append(self.log.packed(Frame(op, key, data, sequence, previous, self.synced)))
+        log = self.log
+        self.frames.append(
+            pack_parts(op, key, data, sequence, previous, self.synced, log.generation, log.salt)
+        )
 
     def switch(self, log: Log) -> None:
         """Go on with another log, which is complete and in place."""
@@ -233,12 +241,31 @@ class Store:
         if sequence:
             if wait:
                 self.sync(sequence)
-            elif not self._unsynced:
+            elif self.syncing and not self._unsynced:
                 self._unsynced = True
                 self._wake.set()
         if self._keeper is None:
             self._keep()
         return result
+
+    @contextmanager
+    def sweeping(self) -> Iterator[None]:
+        """One worker purges at a time and leaves room after each slice: requests come first.
+
+        A courtesy, not a lock: who waited in vain goes on.
+        """
+        try:
+            fd = os.open(self.path("purge"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise self.down(error) from error
+        try:
+            with suppress(ProviderUnavailable):
+                take(fd, min(_SWEEPER, self.tuning.patience), 0.002)
+            yield
+            time.sleep(_COURTESY)
+        finally:
+            flock(fd, LOCK_UN)  # not by closing alone: a child forked meanwhile has the file too
+            os.close(fd)
 
     def _turn(self, work: Callable[..., T], args: tuple[Any, ...]) -> tuple[T, int]:
         if not self._mutex.acquire(timeout=self.tuning.patience):
@@ -693,14 +720,16 @@ class Store:
             os.close(lock_fd)
 
 
-def take(fd: int, patience: float) -> None:
-    """Wait for the other workers, but not for ever: one of them may be stopped."""
+def take(fd: int, patience: float, pause: float = 0.0) -> None:
+    """Wait for the other workers, but not for ever: one of them may be stopped.
+
+    ``pause`` is how many seconds it sleeps between two tries, at first.
+    """
     try:
         return flock(fd, LOCK_EX | LOCK_NB)
     except BlockingIOError:
         pass
     deadline = time.monotonic() + patience
-    pause = 0.0
     tries = 0
     while True:
         tries += 1
@@ -708,8 +737,8 @@ def take(fd: int, patience: float) -> None:
         try:
             return flock(fd, LOCK_EX | LOCK_NB)
         except BlockingIOError:
-            if tries > 40:
-                pause = min(0.001, pause + 0.00002)
+            if tries > 40 or pause:
+                pause = max(pause, min(0.001, pause + 0.00002))
                 if time.monotonic() > deadline:
                     raise ProviderUnavailable("another worker is writing for too long") from None
 

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from fcntl import LOCK_EX, flock
 from math import inf
 from multiprocessing import Pipe
 from pathlib import Path
@@ -465,6 +466,7 @@ def test_never_does_not_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     provider = HybridProvider(tmp_path, durability="never")
     left = fail_syncs(monkeypatch, 1000)
     create(provider, 1)
+    assert not provider._store._wake.is_set(), "nobody is woken for nothing"
     provider.close()
     assert left[0] == 1000
 
@@ -579,6 +581,63 @@ def test_a_purge_is_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert len(writes) == 2
     provider._check()
     provider.close()
+
+
+def test_one_worker_purges_at_a_time(tmp_path: Path) -> None:
+    provider = HybridProvider(tmp_path)
+    for name in range(30):
+        create(provider, name, deadline=NOW + 1)
+    claimed: list[str] = []
+    with (tmp_path / "purge").open("w") as held:
+        flock(held, LOCK_EX)
+        waiting = threading.Thread(
+            target=lambda: claimed.extend(record.key for record in provider.purge(NOW + 1, 20))
+        )
+        waiting.start()
+        create(provider, "beside", deadline=NOW + 100)
+        waiting.join()  # a worker that is stopped holds the others up, but not for ever
+    assert len(set(claimed)) == 20
+    assert len(provider.purge(NOW + 1, 20)) == 10
+    provider._check()
+    provider.close()
+
+
+def test_what_is_purged_is_announced_though_the_disk_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider = HybridProvider(tmp_path, durability="always")
+    for name in range(3):
+        create(provider, name, deadline=NOW + 1)
+    left = fail_syncs(monkeypatch, 1000)
+    assert len(provider.purge(NOW + 1, 20)) == 3
+    assert left[0] < 1000
+    left[0] = 0
+    provider._check()
+    provider.close()
+
+
+def test_leases_of_killed_holders_are_swept_away(tmp_path: Path) -> None:
+    provider = HybridProvider(tmp_path)
+
+    def crash() -> None:
+        mine = HybridProvider(tmp_path)
+        with mine.lock(key(1), 1, 0.2), mine.lock(key(2), 1, 0.2):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    run(crash, expected=-signal.SIGKILL)
+    assert leases(provider)
+
+    def swept() -> bool:
+        with provider.lock(key("another"), 1, PATIENCE):
+            return leases(provider) == 1
+
+    until(swept)
+    assert leases(provider) == 0
+    provider.close()
+
+
+def leases(provider: HybridProvider) -> int:
+    return provider._store.read(lambda txn, image: int(txn.stat(image.locks)["entries"]))
 
 
 def test_keys_are_listed_in_slices(tmp_path: Path) -> None:

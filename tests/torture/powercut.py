@@ -184,4 +184,6 @@ def rubbish(path: Path, dice: random.Random) -> None:
     if dice.random() < 0.3:
         (path / "image").write_bytes(dice.randbytes(dice.choice((0, 100, 8192))))
     if dice.random() < 0.5:
-        (path / "sync").write_bytes(dice.choice((b"", bytes(4096), dice.randbytes(4096))))
+        (path / "sync").write_bytes(
+            dice.choice((b"", bytes(4096), b"\xff" * 4096, dice.randbytes(4096)))
+        )

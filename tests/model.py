@@ -46,7 +46,7 @@ OWNERS = ["s:ann", "s:bob", "i:1"]
 SPANS = [0.5, 1.0, 60.0, 3600.0]
 
 #: How many steps the short run takes, and how many at most in one store.
-STEPS = 400
+STEPS = 240
 STEPS_A_STORE = 40
 
 Open = Callable[[], Provider]
@@ -382,7 +382,9 @@ class StoreMachine(RuleBasedStateMachine):
     def create(
         self, handle: int, key: str, puts: Any, end: float | None, user: Any, device: Any
     ) -> None:
-        change = Change(puts, expects={}, create=True, deadline=self.moment(end), user=user, device=device)
+        change = Change(
+            puts, expects={}, create=True, deadline=self.moment(end), user=user, device=device
+        )
         self.commits(handle, key, change)
 
     @rule(
@@ -429,7 +431,9 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(handle=which, key=some_key, end=some_end)
     def touch(self, handle: int, key: str, end: float | None) -> None:
-        self.commits(handle, key, Change({}, expects={}, deadline=self.moment(end), touched=self.now))
+        self.commits(
+            handle, key, Change({}, expects={}, deadline=self.moment(end), touched=self.now)
+        )
 
     def commits(self, handle: int, key: str, change: Change) -> None:
         assert self.call(handle, "commit", key, change, self.now) == self.model.commit(

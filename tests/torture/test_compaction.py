@@ -210,9 +210,7 @@ def test_c10_compaction_under_four_writers(tmp_path: Path) -> None:
 def test_c10_threads_of_one_worker_compact_and_write(tmp_path: Path) -> None:
     provider = HybridProvider(tmp_path)
     create(provider, "shared", puts={"count": b"0"})
-    threads = [
-        threading.Thread(target=work_until_done, args=(tmp_path, part)) for part in range(2)
-    ]
+    threads = [threading.Thread(target=work_until_done, args=(tmp_path, part)) for part in range(2)]
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):

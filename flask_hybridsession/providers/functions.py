@@ -176,7 +176,7 @@ class FunctionsProvider(Provider):
 
     def next_deadline(self) -> float | None:
         """Of the sessions that this process remembers."""
-        entries = [entry for _, entry in list(self._memory.values())]
+        entries = [entry for _, entry in self._memory.copy().values()]
         ends = (entry.deadline for entry in entries if isinstance(entry, Record))
         first = min(ends, default=inf)
         return None if first == inf else first
@@ -184,7 +184,7 @@ class FunctionsProvider(Provider):
     def purge(self, now: float, limit: int) -> list[Record]:
         """Ends what this process remembers and is due. Of the rest it knows nothing."""
         purged: list[Record] = []
-        for key, (deadline, _) in list(self._memory.items()):
+        for key, (deadline, _) in self._memory.copy().items():
             if deadline <= now and len(purged) < limit:
                 try:
                     purged += self._purge(key, now)

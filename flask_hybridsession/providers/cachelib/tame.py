@@ -82,7 +82,7 @@ class _Memory:
         lock: AbstractContextManager[object] = getattr(self, "_lock", nullcontext())
         now = time.time()
         with lock:
-            for name, (expires, _) in list(self._cache.items()):
+            for name, (expires, _) in self._cache.copy().items():
                 if 0 < expires < now:
                     del self._cache[name]
 

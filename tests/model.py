@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import traceback
 import unittest
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from hashlib import sha256

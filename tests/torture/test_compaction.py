@@ -38,7 +38,7 @@ def fill(directory: Path) -> dict[str, Any]:
 
 
 def compact_beside_a_writer(directory: Path, told: Any) -> None:
-    """While the snapshot is copied another commit comes, so there is a tail for the writer to copy."""
+    """While the snapshot is copied another commit comes: a tail to copy in the turn."""
     provider = HybridProvider(directory)
     copy = compact.copy
 

@@ -30,7 +30,7 @@ from .frame import pack_parts
 from .image import FORMAT, META, Image, Meta, boot_id, is_whole, pack_meta, unpack_meta
 from .log import Log, identity, make_private, remove
 from .recovery import Recovered, fill, replay
-from .words import EPOCH, POISONED, SYNCED, Words
+from .words import EPOCH, POISONED, SYNCED, Words, next_epoch
 
 T = TypeVar("T")
 logger = logging.getLogger("flask_hybridsession.hybrid")
@@ -439,7 +439,7 @@ class Store:
     def _give_up_image(self) -> None:
         """Let every worker open anew, and the first of them make the image again."""
         remove(self.path("image"))
-        self.view[EPOCH] += 1
+        next_epoch(self.view)
 
     # Durability
 
@@ -587,7 +587,7 @@ class Store:
         same = not words.new_boot(boot)
         log = Log.open(self.path("log"))
         if not os.path.exists(self.path("image-lock")):
-            words.view[EPOCH] += 1  # who has a deleted one open must not go on with it
+            next_epoch(words.view)  # who has a deleted one open must not go on with it
         image = self._trusted(log, boot) if same or blank else None
         if image is not None and blank and log is not None:
             # The words were deleted, and with them whether this log ever failed to sync.
@@ -635,7 +635,7 @@ class Store:
             found.damage.append("its header is lost")
         remove(self.path("image"))
         remove(self.path("image-lock"))
-        view[EPOCH] += 1
+        next_epoch(view)
         image = Image(self.path("image"), self.tuning.map_bytes)
         try:
             fill(image, found)

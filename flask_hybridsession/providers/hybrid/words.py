@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from mmap import mmap
 from struct import Struct
+from typing import Any
 
 from .log import identity, make_private
 
@@ -17,6 +18,11 @@ POISONED = 2
 _BOOT = 3
 _SIZE = 4096
 _PAIR = Struct("QQ")
+
+
+def next_epoch(view: Any) -> None:
+    """Begin another epoch. After a power cut the number may be any: also the largest."""
+    view[EPOCH] = (view[EPOCH] + 1) % (1 << 64)
 
 
 class Words:
@@ -45,7 +51,7 @@ class Words:
             return False
         view = self.view
         view[SYNCED] = view[POISONED] = 0
-        view[EPOCH] += 1
+        next_epoch(view)
         view[_BOOT], view[_BOOT + 1] = _PAIR.unpack(boot)
         return True
 

@@ -4,6 +4,7 @@ is there, what was not is there whole or not at all, nothing comes back, no garb
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ def test_workers_killed_at_random_points(
     tmp_path: Path, rounds: Callable[[int], Iterator[int]], durability: str, minutes: float
 ) -> None:
     options = {**OPTIONS, "durability": durability}
+    kills = steps = 0
     for seed in rounds(1):
         with Crew(tmp_path / str(seed), seed, options=options) as crew:
             alive = [crew.start() for _ in range(4)]
@@ -33,11 +35,15 @@ def test_workers_killed_at_random_points(
                 victim.kill()
                 crew.join(victim, KILLED)
                 alive.append(crew.start())
+                kills += 1
             crew.wait_until_busy(alive[-1])
             crew.kill_all()
             story = crew.judge()
         assert not story.failures()
         assert story.count() > 100
+        steps += story.count()
+        shutil.rmtree(crew.path)
+    print(f"{kills} kills among {steps} acknowledged steps")
 
 
 @pytest.mark.parametrize("compact_bytes", [6_000, 1 << 30], ids=["compacting", "one log"])

@@ -152,6 +152,7 @@ def cut(
 ) -> None:
     """Cut the power ``count`` times and judge what can be read then."""
     disk = Disk(path / "store")
+    print(f"{count} cuts among {len(past.commits)} commits")
     played = 0
     for place in places(past.records, dice, count):
         for record in past.records[played:place]:

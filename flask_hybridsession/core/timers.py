@@ -49,9 +49,15 @@ class Clockwork:
 
     def _start_over(self) -> None:
         """A forked child has no thread, and may have inherited a held lock."""
-        self._condition = threading.Condition()
+        vars(self).pop("_condition", None)
         self._thread: threading.Thread | None = None
         self._wakes_at = inf
+
+    def __getattr__(self, name: str) -> threading.Condition:
+        # Made when first used: after a fork, gevent may take over before that, and not before.
+        if name != "_condition":
+            raise AttributeError(name)
+        return vars(self).setdefault(name, threading.Condition())  # type: ignore[no-any-return]
 
     def watch(self, swept: Swept) -> None:
         """Look after ``swept`` until it is let go of."""

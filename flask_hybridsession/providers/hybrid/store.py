@@ -105,6 +105,16 @@ class Turn:
         self.switched = log
 
 
+#: What threads of a store wait for one another with.
+_LOCKS: dict[str, Callable[[], Any]] = {
+    "_gate": lambda: threading.Lock(),
+    "_mutex": lambda: threading.RLock(),
+    "_sync_lock": lambda: threading.Lock(),
+    "_wake": lambda: threading.Event(),
+    "_stop": lambda: threading.Event(),
+}
+
+
 class Store:
     """See the module."""
 
@@ -125,16 +135,13 @@ class Store:
         self.tickets: list[Callable[..., Any]] = []
         self.draining = False
         self._made = 0
-        self._gate = threading.Lock()
-        self._mutex = threading.RLock()
+        for name in _LOCKS:
+            vars(self).pop(name, None)
         self._busy = False
         self._lock_fd = -1
-        self._sync_lock = threading.Lock()
         self._unsynced = False
-        self._wake = threading.Event()
         self._keeper: threading.Thread | None = None
         self._compactor: threading.Thread | None = None
-        self._stop = threading.Event()
         self._compact_at: float = inf
         self._mend_after = -inf
         self._suspicious = False
@@ -142,6 +149,12 @@ class Store:
         self._stamp = self._new_stamp = (0, 0, 0)
         self._settled_at = inf
         self.syncing = getattr(self, "syncing", False)
+
+    def __getattr__(self, name: str) -> Any:
+        # Made when first used: after a fork, gevent may take over before that, and not before.
+        if name not in _LOCKS:
+            raise AttributeError(name)
+        return vars(self).setdefault(name, _LOCKS[name]())
 
     def path(self, name: str) -> str:
         """A file in the directory."""

@@ -19,7 +19,7 @@ import pytest
 from flask_hybridsession.core.provider import Promise
 from flask_hybridsession.providers.registry import BUILT_IN
 
-from .overlap.web import Answer, Browser, Server, at_once, held, send_all, wait_for
+from .overlap.web import Answer, Browser, Server, at_once, held, send_all, wait_for, watched
 
 CONDITIONAL = ("memory", "hybrid")
 #: How many processes serve each provider. ``cachelib`` and ``functions`` promise nothing between
@@ -52,13 +52,6 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Serv
         for server in running.values():
             server.stop()
         resource.setrlimit(resource.RLIMIT_NOFILE, files)
-
-
-def watched(server: Server) -> Iterator[Server]:
-    before = len(server.log())
-    yield server
-    log = server.log()[before:]
-    assert "Traceback" not in log, log
 
 
 @pytest.fixture(params=CONDITIONAL)
@@ -119,13 +112,10 @@ def flash(seen: Seen, tab: str) -> None:
 
 #: The views of the app, and their effects.
 EFFECTS: dict[str, Callable[[Seen, str], None]] = {
-    **{
-        "read": nothing,
-        "touch": nothing,
-    },
-    **{"write": write, "delete": delete, "nested": nested, "count": count},
-    **{"flash": flash, "keyed": flash, "exclusive": write, "commit": write_twice},
-    **{"lifetime": nothing, "regenerate": nothing, "login": nothing},
+    **dict.fromkeys(("read", "touch", "lifetime", "regenerate", "login"), nothing),
+    **dict.fromkeys(("write", "exclusive"), write),
+    **dict.fromkeys(("flash", "keyed"), flash),
+    **{"commit": write_twice, "delete": delete, "nested": nested, "count": count},
 }
 
 
@@ -314,17 +304,7 @@ def pairs() -> list[Case]:
     ]
 
 
-#: A regeneration takes what was written after a clear along, and then ends it.
-LOST = pytest.mark.xfail(strict=True, reason="regenerate() ends a session that was cleared")
-
-
-@pytest.mark.parametrize(
-    ("slow", "fast", "outcome"),
-    [
-        pytest.param(*case, marks=LOST if case[:2] == ("regenerate", "clear-write") else ())
-        for case in pairs()
-    ],
-)
+@pytest.mark.parametrize(("slow", "fast", "outcome"), pairs())
 def test_pair(server: Server, slow: str, fast: str, outcome: str) -> None:
     OUTCOMES[outcome](Pair(server, LATE, slow, fast))
 
@@ -601,7 +581,7 @@ def test_a_thousand_changes_of_lifetime_at_once(server: Server, prefix: str) -> 
     browser = Browser(server, prefix=prefix)
     browser.ok("/set?kept=value")
     sid = browser.cookie
-    paths = [f"/last?seconds={1000 + number}" for number in range(1000)]
+    paths = [f"/set?seconds={1000 + number}" for number in range(1000)]
     answers = send_all(browser, paths)
     assert {(answer.status, *answer.cookies) for answer in answers} == {(200, sid)}
     seen = browser.ok("/look")

@@ -195,13 +195,13 @@ def log_in_again() -> Any:
 
 @views.get("/set")
 def set_values() -> Any:
-    session.update(request.args)
-    return {"pid": os.getpid()}
-
-
-@views.get("/last")
-def set_lifetime() -> Any:
-    last(float(request.args["seconds"]))
+    """Any values; the session lasts for ``seconds``, or ``until`` a time."""
+    values = request.args.to_dict()
+    if "seconds" in values:
+        last(float(values.pop("seconds")))
+    if "until" in values:
+        last(max(float(values.pop("until")) - clock.now(), 0.001))
+    session.update(values)
     return {"key": session.key, "pid": os.getpid()}
 
 
@@ -244,8 +244,13 @@ def options() -> dict[str, Any]:
         return {"type": "FileSystemCache", "cache_dir": str(FOLDER / "cache")}
     if PROVIDER == "functions":
         rows: dict[str, tuple[bytes, Any]] = {}
+
+        def load(key: str) -> bytes | None:
+            time.sleep(0)  # as with a database, others have their turn
+            return rows.get(key, (None, None))[0]
+
         return {
-            "load": lambda key: rows.get(key, (None,))[0],
+            "load": load,
             "save": lambda key, data, deadline, user: rows.__setitem__(key, (data, user)),
             "delete": lambda key: rows.pop(key, None),
             "user_sessions": lambda user: [k for k, row in list(rows.items()) if row[1] == user],
@@ -274,6 +279,6 @@ share_clock()
 plain = make_app("plain")
 # The cookie goes out with every response, as Flask does it for permanent sessions.
 eager = make_app("eager", SESSION_TOUCH_EVERY=0)
-if "OVERLAP_WARM" in os.environ:  # with --preload: the sessions are in use before the fork
+if os.environ["OVERLAP_WARM"]:  # with --preload: the sessions are in use before the fork
     plain.test_client().get("/begin?seconds=60")
 app = DispatcherMiddleware(plain, {"/eager": eager})

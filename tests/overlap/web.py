@@ -59,12 +59,17 @@ class Server:
                     "PYTHONPATH": str(ROOT),
                     "OVERLAP_FOLDER": str(folder),
                     "OVERLAP_PROVIDER": provider,
+                    "OVERLAP_WARM": "1" if "--preload" in flags else "",
                 },
                 pass_fds=[listener.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
+
+    def now(self) -> float:
+        """What the workers' clock says."""
+        return time.time() + self.ahead
 
     def advance(self, seconds: float) -> None:
         """Move the clock of all workers."""
@@ -88,7 +93,7 @@ class Server:
         return self._log.read_text(errors="replace")
 
     def stop(self) -> None:
-        self.process.terminate()
+        self.process.send_signal(signal.SIGINT)  # gunicorn's quick way
         try:
             self.process.wait(LONG)
         except subprocess.TimeoutExpired:
@@ -97,6 +102,14 @@ class Server:
             self.process.kill()
             self.process.wait()
             raise
+
+
+def watched(server: Server) -> Iterator[Server]:
+    """For a fixture: nothing goes wrong behind the answers."""
+    before = len(server.log())
+    yield server
+    log = server.log()[before:]
+    assert "Traceback" not in log, log
 
 
 class Answer(NamedTuple):

@@ -3,9 +3,9 @@ handles, and after each of them every handle must see what a plain dict says.
 
     class Mine(StoreMachine):
         def open_handles(self):
-            return [Handle(open) , InThread(open), InProcess(open)]
+            return [Handle(open), InThread(open), InProcess(open), InProcess(open)]
 
-    TestMine = machine_case(Mine)
+    TestMine = machine_case(Mine, steps=300)
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from flask_hybridsession.core.change import Change, Record
 from flask_hybridsession.core.errors import Conflict, KeyTaken, SessionGone
@@ -39,14 +39,14 @@ START = 1_000_000.0
 
 KEYS = [sha256(b"%d" % number).hexdigest() for number in range(6)]
 #: The empty name, a name that is not valid Unicode, and one in another script.
-NAMES = ["a", "b", "", "\ud800", "ключ"]
+NAMES = ["a", "", "\ud800", "ключ"]
 #: Among them what begins a frame of the log, and more than a page.
 VALUES = [b"", b"1", b"2", b"\xf1HS\x0a" * 3, b"\x00" * 200, b"large" * 1000]
 OWNERS = ["s:ann", "s:bob", "i:1"]
 SPANS = [0.5, 1.0, 60.0, 3600.0]
+WAITS = [0.5, 0.5, 1.0, 1.0, 60.0, 3600.0]
 
-#: How many steps the short run takes, and how many at most in one store.
-STEPS = 240
+#: How many steps are taken in one store.
 STEPS_A_STORE = 40
 
 Open = Callable[[], Provider]
@@ -317,11 +317,14 @@ def is_able_to_compact(provider: Any) -> bool:
 
 # The machine
 
-some_key = st.sampled_from(KEYS)
-some_values = st.dictionaries(st.sampled_from(NAMES), st.sampled_from(VALUES), max_size=3)
+#: See ``StoreMachine.key``.
+some_key = st.integers(0, 4 * len(KEYS) - 1)
+some_values = st.dictionaries(
+    st.sampled_from(NAMES), st.sampled_from(VALUES), min_size=1, max_size=3
+)
 some_names = st.lists(st.sampled_from(NAMES), max_size=2)
 #: Seconds from now; None says nothing.
-some_end = st.sampled_from([None, inf, 0.0, -1.0, *SPANS])
+some_end = st.sampled_from([None, inf, 3600.0, *SPANS, *(None, inf, 3600.0), 0.0, -1.0])
 some_user = st.sampled_from([..., None, *OWNERS])
 some_device = st.sampled_from([..., None, "telephone"])
 #: "right" is what the session holds, "wrong" is something else.
@@ -366,26 +369,39 @@ class StoreMachine(RuleBasedStateMachine):
         answer: Answer = self.handles[handle].do(self.now, ask, name, *args)
         return answer
 
+    def key(self, number: int) -> str:
+        """Three times out of four one that opens something, if there is one."""
+        which, any_ = divmod(number, 4)
+        known = [key for key in KEYS if self.model.load(key, self.now)]
+        return known[which % len(known)] if any_ and known else KEYS[which]
+
     def moment(self, span: float | None) -> float | None:
         return None if span is None else self.now + span
 
     # Calls
 
+    @initialize()
+    def fill(self) -> None:
+        for handle, key in enumerate(KEYS[:3]):
+            change = Change({"a": b"1"}, expects={}, create=True, user=OWNERS[handle])
+            self.commits(handle, key, change)
+
     @rule(
         handle=which,
-        key=some_key,
+        keys=st.lists(st.sampled_from(KEYS), min_size=1, max_size=4, unique=True),
         puts=some_values,
         end=some_end,
         user=some_user,
         device=some_device,
     )
     def create(
-        self, handle: int, key: str, puts: Any, end: float | None, user: Any, device: Any
+        self, handle: int, keys: Any, puts: Any, end: float | None, user: Any, device: Any
     ) -> None:
-        change = Change(
-            puts, expects={}, create=True, deadline=self.moment(end), user=user, device=device
-        )
-        self.commits(handle, key, change)
+        for key in keys:
+            change = Change(
+                puts, expects={}, create=True, deadline=self.moment(end), user=user, device=device
+            )
+            self.commits(handle, key, change)
 
     @rule(
         handle=which,
@@ -403,7 +419,7 @@ class StoreMachine(RuleBasedStateMachine):
     def commit(
         self,
         handle: int,
-        key: str,
+        key: int,
         puts: Any,
         drops: Any,
         wipe: bool,
@@ -414,42 +430,58 @@ class StoreMachine(RuleBasedStateMachine):
         user: Any,
         device: Any,
     ) -> None:
-        there = self.model.load(key, self.now)
-        held = {} if there is None else there.values
         change = Change(
             puts,
             drops,
             wipe,
             create,
-            {n: held.get(n) if what == "right" else b"wrong" for n, what in expects.items()},
+            self.values(key, expects),
             self.moment(end),
             self.now if touch else None,
             user,
             device,
         )
-        self.commits(handle, key, change)
+        self.commits(handle, self.key(key), change)
+
+    def values(self, key: int, expects: dict[str, str]) -> dict[str, bytes | None]:
+        there = self.model.load(self.key(key), self.now)
+        held = {} if there is None else there.values
+        return {n: held.get(n) if what == "right" else b"wrong" for n, what in expects.items()}
+
+    @rule(handle=which, key=some_key, puts=some_values, drops=some_names)
+    def edit(self, handle: int, key: int, puts: Any, drops: Any) -> None:
+        self.commits(handle, self.key(key), Change(puts, drops, expects={}))
+
+    @rule(handle=which, key=some_key, puts=some_values, expects=some_expects)
+    def compare_and_set(self, handle: int, key: int, puts: Any, expects: Any) -> None:
+        self.commits(handle, self.key(key), Change(puts, expects=self.values(key, expects)))
 
     @rule(handle=which, key=some_key, end=some_end)
-    def touch(self, handle: int, key: str, end: float | None) -> None:
-        self.commits(
-            handle, key, Change({}, expects={}, deadline=self.moment(end), touched=self.now)
-        )
+    def touch(self, handle: int, key: int, end: float | None) -> None:
+        change = Change({}, expects={}, deadline=self.moment(end), touched=self.now)
+        self.commits(handle, self.key(key), change)
 
     def commits(self, handle: int, key: str, change: Change) -> None:
         assert self.call(handle, "commit", key, change, self.now) == self.model.commit(
             key, change, self.now
         )
 
-    @rule(handle=which, old=some_key, new=some_key, grace=st.sampled_from([None, inf, *SPANS]))
-    def rename(self, handle: int, old: str, new: str, grace: float | None) -> None:
-        until = self.moment(grace)
-        assert self.call(handle, "rename", old, new, self.now, until) == self.model.rename(
-            old, new, self.now, until
+    @rule(
+        handle=which,
+        old=some_key,
+        new=st.sampled_from(KEYS),
+        grace=st.sampled_from([None, inf, *SPANS]),
+    )
+    def rename(self, handle: int, old: int, new: str, grace: float | None) -> None:
+        key, until = self.key(old), self.moment(grace)
+        assert self.call(handle, "rename", key, new, self.now, until) == self.model.rename(
+            key, new, self.now, until
         )
 
     @rule(handle=which, key=some_key)
-    def destroy(self, handle: int, key: str) -> None:
-        assert self.call(handle, "destroy", key) == self.model.destroy(key, self.now)
+    def destroy(self, handle: int, key: int) -> None:
+        name = self.key(key)
+        assert self.call(handle, "destroy", name) == self.model.destroy(name, self.now)
 
     @rule(handle=which, limit=st.sampled_from([0, 1, 2, 100]))
     def purge(self, handle: int, limit: int) -> None:
@@ -466,7 +498,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     # Time
 
-    @rule(span=st.sampled_from(SPANS))
+    @rule(span=st.sampled_from(WAITS))
     def wait(self, span: float) -> None:
         self.now += span
 
@@ -525,15 +557,17 @@ class StoreMachine(RuleBasedStateMachine):
             assert (inf if view.next_deadline is None else view.next_deadline) in {first} | ends
 
 
-def machine_case(machine: type[StoreMachine]) -> type[unittest.TestCase]:
-    """The test of a machine: short and always the same, or ``TORTURE_STEPS`` random steps."""
-    steps = int(os.environ.get("TORTURE_STEPS", "0"))
+def machine_case(machine: type[StoreMachine], steps: int) -> type[unittest.TestCase]:
+    """The test of a machine: so many steps, always the same, or ``TORTURE_STEPS`` random ones."""
+    longer = int(os.environ.get("TORTURE_STEPS", "0"))
     case: type[unittest.TestCase] = machine.TestCase
     case.settings = settings(  # type: ignore[attr-defined]
-        derandomize=not steps,
+        derandomize=not longer,
         database=None,
         deadline=None,
-        max_examples=-(-(steps or STEPS) // STEPS_A_STORE),
+        # The short run fails fast, a long one also looks for the shortest way to fail.
+        phases=(Phase.generate, Phase.shrink) if longer else (Phase.generate,),
+        max_examples=-(-(longer or steps) // STEPS_A_STORE),
         stateful_step_count=STEPS_A_STORE,
         suppress_health_check=list(HealthCheck),
     )

@@ -61,5 +61,5 @@ class Hybrid(StoreMachine):
             handle.reopen()
 
 
-TestMemory = machine_case(Memory)
-TestHybrid = machine_case(Hybrid)
+TestMemory = machine_case(Memory, steps=2000)
+TestHybrid = machine_case(Hybrid, steps=300)

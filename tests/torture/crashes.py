@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Collection
 from multiprocessing import Pipe
 from pathlib import Path
@@ -51,7 +52,8 @@ class Stopped:
     """A child that runs ``work(stop)``, and stands still from where it calls ``stop`` on.
 
     A fork closes the parent's stores. ``first`` is called after the fork, before the child begins:
-    there the parent may open them again.
+    there the parent may open them again. After ``PATIENCE`` it is killed, so that a test which
+    waits for it without end fails.
     """
 
     def __init__(
@@ -72,16 +74,20 @@ class Stopped:
         self._there.send("begin")
         assert self._there.poll(PATIENCE), "it did not come to its place"
         os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOWAIT)
+        self._end = threading.Timer(PATIENCE, self.process.kill)
+        self._end.start()
 
     def go_on(self) -> None:
         """To its end."""
+        self._end.cancel()
         os.kill(self.process.pid, signal.SIGCONT)
         self.process.join(PATIENCE)
         assert self.process.exitcode == 0
 
     def kill(self) -> None:
+        self._end.cancel()
         self.process.kill()
-        self.process.join(PATIENCE)
+        self.process.join()  # with a time limit, it would wait for those that it forked
 
     def __enter__(self) -> Stopped:
         return self

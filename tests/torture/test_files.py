@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import permutations
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,38 @@ def test_c15_live_workers_stay_of_one_mind(tmp_path: Path, mishap: Callable[[Pat
     assert held(tmp_path).keys() == expected | {key("last")}
 
 
+@pytest.mark.parametrize(
+    "mishaps", list(permutations([unlink_words, unlink_image, unlink_image_lock, unlink_log], 2))
+)
+def test_c15_one_mishap_after_the_other(
+    tmp_path: Path, mishaps: tuple[Callable[[Path], None], ...]
+) -> None:
+    """Whoever did not see the first one must see the second."""
+    with workers(tmp_path, {}, {}) as (one, two):
+        put(one, "first")
+        put(two, "second")
+        expected = {key("first"), key("second")}
+        for number, mishap in enumerate(mishaps):
+            mishap(tmp_path)
+            with workers(tmp_path, {}) as (newcomer,):
+                put(newcomer, number)
+            put(one, ("one", number))
+            put(two, ("two", number))
+            expected |= {key(number), key(("one", number)), key(("two", number))}
+            assert sees(one) == sees(two)
+            assert sees(one).keys() == expected
+            assert not one.do(NOW, strays, tmp_path)
+            assert not two.do(NOW, strays, tmp_path)
+    assert held(tmp_path).keys() == expected
+
+
+def strays(provider: HybridProvider, directory: Path) -> list[str]:
+    """What this process has open of the store that is not the store's any more."""
+    links = [os.path.join("/proc/self/fd", fd) for fd in os.listdir("/proc/self/fd")]
+    targets = [os.readlink(link) for link in links if os.path.lexists(link)]
+    return [text for text in targets if text.startswith(f"{directory}/") and "(deleted)" in text]
+
+
 @pytest.mark.parametrize("mishap", TO_THE_LOG[:5])
 def test_c15_is_noticed_without_a_write(tmp_path: Path, mishap: Callable[[Path], None]) -> None:
     """A store that nobody writes to has a log again: else a power cut would take it all."""
@@ -212,6 +245,9 @@ def test_c15_a_directory_that_goes_away(tmp_path: Path, how: str) -> None:
         put(two, "b")
         assert sees(one) == sees(two)
         assert sees(one).keys() == rest | {key("a"), key("b")}
+        for worker in (one, two):
+            assert not worker.do(NOW, strays, directory)
+            assert not worker.do(NOW, strays, tmp_path / "moved")
     assert held(directory).keys() == rest | {key("a"), key("b")}
     if how == "moved":
         assert held(tmp_path / "moved").keys() == {key(1), key(2)}
@@ -286,7 +322,7 @@ def test_c16_a_newer_format_under_a_live_worker(tmp_path: Path) -> None:
 def test_c17_workers_of_different_settings(tmp_path: Path) -> None:
     """Each is as durable as it was told, and all write one log."""
     settings = [
-        {"durability": "always", "map_bytes": 1 << 26},
+        {"durability": "always", "map_bytes": 1 << 20},
         {"durability": "never", "compact_bytes": 20_000, "compact_factor": 1.1},
         {"durability": "interval", "sync_interval": 0.01, "map_bytes": 1 << 30},
     ]

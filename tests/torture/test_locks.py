@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from fcntl import LOCK_EX, flock
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,8 @@ def test_c12_a_child_of_the_killed_one_keeps_no_lock(tmp_path: Path) -> None:
 
         def turn(_: Any) -> None:
             code = "import sys; sys.stdin.read()"
-            child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+            command = [sys.executable, "-c", code]
+            child = subprocess.Popen(command, stdin=subprocess.PIPE, close_fds=False)
             pid.write_text(str(child.pid))
             stop()
 
@@ -151,6 +153,28 @@ def test_c12_a_child_of_the_killed_one_keeps_no_lock(tmp_path: Path) -> None:
         stopped.kill()
         create(provider, 1)
         provider._check()
+    provider.close()
+
+
+def test_c12_a_fork_of_the_killed_one_keeps_no_lock(tmp_path: Path) -> None:
+    """Forked before the turn, with all that was open then: a lock is shared with the copy."""
+    provider = HybridProvider(tmp_path, patience=PATIENCE / 2)
+    create(provider, 1)
+    end, theirs = Pipe()
+
+    def work(stop: Stop) -> None:
+        mine = HybridProvider(tmp_path)
+        create(mine, 2)
+        if not os.fork():
+            theirs.recv()
+            os._exit(0)
+        in_a_turn(tmp_path)(stop)
+
+    with Stopped(work) as stopped:
+        stopped.kill()
+        create(provider, 3)
+        provider._check()
+    end.send("end")
     provider.close()
 
 

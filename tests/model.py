@@ -325,6 +325,8 @@ some_values = st.dictionaries(
 some_names = st.lists(st.sampled_from(NAMES), max_size=2)
 #: Seconds from now; None says nothing.
 some_end = st.sampled_from([None, inf, 3600.0, *SPANS, *(None, inf, 3600.0), 0.0, -1.0])
+#: How long the old key is an alias.
+some_grace = st.sampled_from([None, inf, 60.0, None, inf, *SPANS])
 some_user = st.sampled_from([..., None, *OWNERS])
 some_device = st.sampled_from([..., None, "telephone"])
 #: "right" is what the session holds, "wrong" is something else.
@@ -469,14 +471,16 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(
         handle=which,
         old=some_key,
-        new=st.sampled_from(KEYS),
-        grace=st.sampled_from([None, inf, *SPANS]),
+        moves=st.lists(st.tuples(st.sampled_from(KEYS), some_grace), min_size=1, max_size=3),
     )
-    def rename(self, handle: int, old: int, new: str, grace: float | None) -> None:
-        key, until = self.key(old), self.moment(grace)
-        assert self.call(handle, "rename", key, new, self.now, until) == self.model.rename(
-            key, new, self.now, until
-        )
+    def rename(self, handle: int, old: int, moves: Any) -> None:
+        key = self.key(old)
+        for new, grace in moves:
+            until = self.moment(grace)
+            assert self.call(handle, "rename", key, new, self.now, until) == self.model.rename(
+                key, new, self.now, until
+            )
+            key = new
 
     @rule(handle=which, key=some_key)
     def destroy(self, handle: int, key: int) -> None:

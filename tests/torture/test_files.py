@@ -343,6 +343,15 @@ def test_c17_workers_of_different_settings(tmp_path: Path) -> None:
     assert held(tmp_path) == before
 
 
+def test_c17_a_reader_of_a_smaller_map(tmp_path: Path) -> None:
+    """It sees what others have written beyond what it has mapped."""
+    with workers(tmp_path, {"map_bytes": 1 << 20}, {"map_bytes": 1 << 30}) as (small, large):
+        put(small, 1)
+        change = Change({"b": bytes(3 << 20)}, expects={})
+        call(large, "commit", key(1), change, NOW)
+        assert sees(small) == sees(large)
+
+
 def site(directory: Path, **config: Any) -> tuple[Any, HybridSession]:
     app = Flask(__name__)
     app.config.update(SESSION_DIR=str(directory), **config)

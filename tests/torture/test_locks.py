@@ -170,11 +170,13 @@ def test_c12_a_fork_of_the_killed_one_keeps_no_lock(tmp_path: Path) -> None:
             os._exit(0)
         in_a_turn(tmp_path)(stop)
 
-    with Stopped(work) as stopped:
-        stopped.kill()
-        create(provider, 3)
-        provider._check()
-    end.send("end")
+    try:
+        with Stopped(work) as stopped:
+            stopped.kill()
+            create(provider, 3)
+            provider._check()
+    finally:
+        end.send("end")
     provider.close()
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any, NamedTuple
 
 from flask import Flask, Request, Response, session
@@ -15,7 +15,7 @@ from werkzeug.test import create_environ
 from flask_hybridsession import HybridSession
 
 from .sample import COUNT, SESSION
-from .servers import Missing, redis_server
+from .servers import Missing, postgresql_server, redis_server
 
 VIEWS = ("never touched", "read", "write")
 #: Clients with a session each: nobody profits from serving the same one again and again.
@@ -23,11 +23,18 @@ VISITORS = 32
 
 
 class Place:
-    """Where contestants put their files, and what is to be shut down at the end."""
+    """Where contestants put their files, the servers that they share, and what is shut down."""
 
     def __init__(self, stack: ExitStack) -> None:
         self.stack = stack
         self.root = stack.enter_context(tempfile.TemporaryDirectory())
+        self._servers: dict[Any, str] = {}
+
+    def server(self, make: Callable[[], AbstractContextManager[str]]) -> str:
+        """The URL of a server: the same one for all who ask for it."""
+        if make not in self._servers:
+            self._servers[make] = self.stack.enter_context(make())
+        return self._servers[make]
 
     def directory(self) -> str:
         return tempfile.mkdtemp(dir=self.root)
@@ -153,12 +160,7 @@ def flask_session(**config: Any) -> Callable[[Flask, Place], None]:
             from flask_session import Session  # type: ignore[import-untyped]
         except ImportError:
             raise Missing("Flask-Session is not installed") from None
-        app.config.update(
-            {
-                name: value(app, place) if callable(value) else value
-                for name, value in config.items()
-            }
-        )
+        app.config.update(_settled(config, app, place))
         Session(app)
 
     return install
@@ -177,18 +179,40 @@ def file_cache(app: Flask, place: Place) -> Any:
 
 
 def redis_client(app: Flask, place: Place) -> Any:
-    return place.stack.enter_context(redis_server())
+    url = place.server(redis_server)
+    import redis
+
+    client = redis.Redis.from_url(url)
+    place.stack.callback(client.close)
+    return client
 
 
-def sqlite(app: Flask, place: Place) -> Any:
-    try:
-        from flask_sqlalchemy import SQLAlchemy
-    except ImportError:
-        raise Missing("Flask-SQLAlchemy is not installed") from None
-    app.config["SQLALCHEMY_DATABASE_URI"] = f"sqlite:///{place.directory()}/sessions.db"
-    database = SQLAlchemy(app)
-    place.stack.callback(_dispose, app, database)
-    return database
+def redis_url(app: Flask, place: Place) -> str:
+    return place.server(redis_server)
+
+
+def sqlite_url(app: Flask, place: Place) -> str:
+    return f"sqlite:///{place.directory()}/sessions.db"
+
+
+def postgresql_url(app: Flask, place: Place) -> str:
+    return place.server(postgresql_server)
+
+
+def flask_sqlalchemy(url: Callable[[Flask, Place], str]) -> Callable[[Flask, Place], Any]:
+    """An app's database, as Flask-Session wants it."""
+
+    def make(app: Flask, place: Place) -> Any:
+        try:
+            from flask_sqlalchemy import SQLAlchemy
+        except ImportError:
+            raise Missing("Flask-SQLAlchemy is not installed") from None
+        app.config["SQLALCHEMY_DATABASE_URI"] = url(app, place)
+        database = SQLAlchemy(app)
+        place.stack.callback(_dispose, app, database)
+        return database
+
+    return make
 
 
 def _dispose(app: Flask, database: Any) -> None:
@@ -200,11 +224,19 @@ def ours(**config: Any) -> Callable[[Flask, Place], None]:
     """This package, with these settings and the defaults for the rest."""
 
     def install(app: Flask, place: Place) -> None:
-        app.config.update(config)
+        app.config.update(_settled(config, app, place))
         app.config["SESSION_DIR"] = place.directory()
-        place.stack.callback(HybridSession(app).close)
+        sessions = HybridSession(app)
+        place.stack.callback(sessions.close)
+        if config.get("SESSION_TYPE") == "sql":
+            with app.app_context():
+                sessions.provider.create_tables()  # type: ignore[attr-defined]
 
     return install
+
+
+def _settled(config: Mapping[str, Any], app: Flask, place: Place) -> dict[str, Any]:
+    return {name: value(app, place) if callable(value) else value for name, value in config.items()}
 
 
 class Contestant(NamedTuple):
@@ -227,7 +259,13 @@ CONTESTANTS = {
     ),
     "fs-sqlite": Contestant(
         "Flask-Session, SQLAlchemy + SQLite",
-        flask_session(SESSION_TYPE="sqlalchemy", SESSION_SQLALCHEMY=sqlite),
+        flask_session(SESSION_TYPE="sqlalchemy", SESSION_SQLALCHEMY=flask_sqlalchemy(sqlite_url)),
+    ),
+    "fs-postgresql": Contestant(
+        "Flask-Session, SQLAlchemy + PostgreSQL",
+        flask_session(
+            SESSION_TYPE="sqlalchemy", SESSION_SQLALCHEMY=flask_sqlalchemy(postgresql_url)
+        ),
     ),
     "memory": Contestant("`memory`", ours(SESSION_TYPE="memory"), True),
     "hybrid": Contestant("`hybrid`", ours(SESSION_DURABILITY="interval"), True),
@@ -237,5 +275,17 @@ CONTESTANTS = {
         "`cachelib`, SimpleCache",
         ours(SESSION_TYPE="cachelib", SESSION_OPTIONS={"type": "SimpleCache"}),
         True,
+    ),
+    "redis": Contestant("`redis`", ours(SESSION_TYPE="redis", SESSION_REDIS=redis_url), True),
+    "redis-near": Contestant(
+        "`redis`, near cache",
+        ours(SESSION_TYPE="redis", SESSION_REDIS=redis_url, SESSION_OPTIONS={"near_cache": 1.0}),
+        True,
+    ),
+    "sql-sqlite": Contestant(
+        "`sql`, SQLite", ours(SESSION_TYPE="sql", SESSION_SQLALCHEMY=sqlite_url), True
+    ),
+    "sql-postgresql": Contestant(
+        "`sql`, PostgreSQL", ours(SESSION_TYPE="sql", SESSION_SQLALCHEMY=postgresql_url), True
     ),
 }

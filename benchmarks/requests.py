@@ -39,6 +39,14 @@ ROUNDS, QUICK_ROUNDS = 150, 20
 #: The part of Flask's cookie that `hybrid` may cost.
 TARGETS = {"never touched": 0.03, "read": 0.10, "write": 0.15}
 
+#: The part of Flask-Session's cost on the same server: never touched, read, write.
+RIVALS: dict[str, tuple[str, tuple[float | None, float, float | None]]] = {
+    "redis": ("fs-redis", (0.05, 0.5, 0.7)),
+    "redis-near": ("fs-redis", (0.05, 0.1, None)),
+    "sql-sqlite": ("fs-sqlite", (None, 0.35, 0.5)),
+    "sql-postgresql": ("fs-postgresql", (None, 0.35, 0.5)),
+}
+
 #: Two apps that do nothing: how much they differ is how much of a difference means nothing.
 NULL, TWIN = "null", "null's twin"
 
@@ -140,6 +148,8 @@ def _report(result: dict[str, Any], missing: list[str]) -> str:
     lines += [f"\nLeft out: {reason}." for reason in missing]
     if "hybrid" in shown:
         lines += ["", *_targets(measured)]
+    if any({name, rival} <= {*shown} for name, (rival, _) in RIVALS.items()):
+        lines += ["", *_against_rivals(measured, shown)]
     return "\n".join(lines)
 
 
@@ -151,6 +161,21 @@ def _targets(measured: dict[str, Any]) -> Iterator[str]:
         typical = _part(measured, "hybrid", view, "median")
         verdict = "met" if part <= most else "not met"
         yield f"| {view} | {most:.2f} | {part:.3f} | {typical:.3f} | {verdict} |"
+
+
+def _against_rivals(measured: dict[str, Any], shown: list[str]) -> Iterator[str]:
+    yield "Cost as a part of Flask-Session's on the same server (the target):"
+    yield ""
+    yield f"| | {' | '.join(VIEWS)} |"
+    yield "|---|" + "--:|" * len(VIEWS)
+    for name, (rival, targets) in RIVALS.items():
+        if name not in shown or rival not in shown:
+            continue
+        cells = []
+        for view, most in zip(VIEWS, targets, strict=True):
+            part = _above(measured, name, view) / _above(measured, rival, view)
+            cells.append(f"**{part + 0:.2f}** ({'' if most is None else f'<= {most}'})")
+        yield f"| {CONTESTANTS[name].title} | {' | '.join(cells)} |".replace(" ()", "")
 
 
 def _above(measured: dict[str, Any], name: str, view: str, kind: str = "least") -> float:

@@ -1,13 +1,55 @@
 """The one place that reads the time.
 
 Call it through the module (``clock.now()``), so that a test can put another clock in its place.
+
+The wall clock may be set at any moment, and sessions must neither end nor live on because of that.
+So whoever shares them counts from an *anchor*: the moment of the machine's boot by the wall clock,
+taken once per boot. All workers of a store adopt the same one; until then the wall clock counts.
 """
 
 from __future__ import annotations
 
+import logging
+import sys
 import time
+from types import BuiltinFunctionType
+
+log = logging.getLogger("flask_hybridsession")
+
+#: Goes on while the machine sleeps, where there is such a clock; nobody can set it.
+_SINCE_BOOT: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+#: Seconds by which the wall clock may be off unnoticed.
+_OFF = 60.0
+_loaded = sys.modules
+_anchor: float | None = None
 
 
 def now() -> float:
-    """Wall-clock seconds since the epoch."""
-    return time.time()
+    """Seconds since the epoch; once there is an anchor, not moved by setting the wall clock."""
+    # Who replaces the wall clock means it. time_machine does so beneath Python.
+    if _anchor is None or type(time.time) is not BuiltinFunctionType or "time_machine" in _loaded:
+        return time.time()
+    return _anchor + time.clock_gettime(_SINCE_BOOT)
+
+
+def anchor() -> float:
+    """What the others are to adopt, in seconds since the epoch: this process's own, if it has one.
+
+    Never that of a frozen ``time.time``: it is kept for the whole boot.
+    """
+    if _anchor is not None:
+        return _anchor
+    return time.clock_gettime(time.CLOCK_REALTIME) - time.clock_gettime(_SINCE_BOOT)
+
+
+def adopt(shared: float) -> None:
+    """Count from this anchor. The first one holds as long as the process lives."""
+    global _anchor
+    if _anchor is None:
+        _anchor = shared
+        if abs(off := time.time() - now()) > _OFF:
+            log.warning(
+                "the wall clock was set by %+.0f seconds after the first worker of this boot "
+                "started: sessions go by the clock from before until the machine restarts",
+                off,
+            )

@@ -29,10 +29,6 @@ STEPS = (HOUR, DAY)
 #: Seconds of a session that a test waits to see end.
 SOON = 0.5
 
-follows_the_wall_clock = pytest.mark.xfail(
-    reason="deadlines are judged by the wall clock, wherever it is set", strict=True
-)
-
 
 def serve(directory: str, config: str) -> None:
     """A worker: reads requests from its input, one line each, and answers them."""
@@ -187,7 +183,6 @@ def test_the_clock_is_another_one(site: Site) -> None:
     assert abs(float(texts[1]) - time.monotonic()) < PATIENCE
 
 
-@follows_the_wall_clock
 def test_c13_forward_ends_no_session(site: Site) -> None:
     cookies = [site.visit() for _ in range(5)]
     for step in STEPS:
@@ -198,7 +193,6 @@ def test_c13_forward_ends_no_session(site: Site) -> None:
     assert site.all_read(cookies[0]) == {"1"}, "of one who starts now, too"
 
 
-@follows_the_wall_clock
 def test_c13_forward_and_back_ends_no_session(site: Site) -> None:
     cookie = site.visit()
     for step in STEPS:
@@ -240,7 +234,6 @@ def test_c13_back_revives_nothing_that_was_swept(site: Site) -> None:
 
 
 @short
-@follows_the_wall_clock
 def test_c13_back_revives_nothing_that_was_over(site: Site) -> None:
     """Also if the clockwork has not come to it yet."""
     cookie = site.visit()
@@ -252,7 +245,6 @@ def test_c13_back_revives_nothing_that_was_over(site: Site) -> None:
 
 
 @short
-@follows_the_wall_clock
 def test_c13_back_makes_no_session_longer(site: Site) -> None:
     cookies = []
     for step in STEPS:

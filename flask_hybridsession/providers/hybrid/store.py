@@ -598,6 +598,7 @@ class Store:
         boot = boot_id()
         blank = words.is_blank()
         same = not words.new_boot(boot)
+        clock.adopt(words.anchor())
         log = Log.open(self.path("log"))
         if not os.path.exists(self.path("image-lock")):
             next_epoch(words.view)  # who has a deleted one open must not go on with it

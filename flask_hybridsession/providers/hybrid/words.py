@@ -7,6 +7,7 @@ from mmap import mmap
 from struct import Struct
 from typing import Any
 
+from ...core import clock
 from .log import identity, make_private
 
 #: Counts the images: another number means that the one in hand was given up.
@@ -16,8 +17,12 @@ SYNCED = 1
 #: The generation of a log whose sync failed: nothing more is acknowledged on it.
 POISONED = 2
 _BOOT = 3
+#: The anchor of the clock, and its complement: what is damaged is not believed.
+_ANCHOR = 5
 _SIZE = 4096
 _PAIR = Struct("QQ")
+_WORD, _SECONDS = Struct("Q"), Struct("d")
+_ALL = (1 << 64) - 1
 
 
 def next_epoch(view: Any) -> None:
@@ -50,10 +55,19 @@ class Words:
         if self.is_of(boot):
             return False
         view = self.view
-        view[SYNCED] = view[POISONED] = 0
+        view[SYNCED] = view[POISONED] = view[_ANCHOR] = view[_ANCHOR + 1] = 0
         next_epoch(view)
         view[_BOOT], view[_BOOT + 1] = _PAIR.unpack(boot)
         return True
+
+    def anchor(self) -> float:
+        """What ``clock.now()`` counts from in this boot; the first who asks decides."""
+        view = self.view
+        if view[_ANCHOR] ^ view[_ANCHOR + 1] != _ALL:
+            (bits,) = _WORD.unpack(_SECONDS.pack(clock.anchor()))
+            view[_ANCHOR], view[_ANCHOR + 1] = bits, bits ^ _ALL
+        (seconds,) = _SECONDS.unpack(_WORD.pack(view[_ANCHOR]))
+        return float(seconds)
 
     def __del__(self) -> None:
         # By reference count: another thread may be waiting for a number to change.

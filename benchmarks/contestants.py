@@ -28,13 +28,13 @@ class Place:
     def __init__(self, stack: ExitStack) -> None:
         self.stack = stack
         self.root = stack.enter_context(tempfile.TemporaryDirectory())
-        self._servers: dict[Any, str] = {}
+        self.servers: dict[Any, str] = {}
 
     def server(self, make: Callable[[], AbstractContextManager[str]]) -> str:
         """The URL of a server: the same one for all who ask for it."""
-        if make not in self._servers:
-            self._servers[make] = self.stack.enter_context(make())
-        return self._servers[make]
+        if make not in self.servers:
+            self.servers[make] = self.stack.enter_context(make())
+        return self.servers[make]
 
     def directory(self) -> str:
         return tempfile.mkdtemp(dir=self.root)
@@ -45,7 +45,7 @@ class Runner:
 
     def __init__(self, name: str, install: Callable[[Flask, Place], object], place: Place) -> None:
         self.name = name
-        self.app = _make_app()
+        self.app = make_app()
         install(self.app, place)
         self._headers: list[tuple[str, str]] = []
         self._cookies = ["session=" + "x" * 43] * VISITORS
@@ -53,7 +53,7 @@ class Runner:
 
     def work(self, view: str) -> Callable[[], bytes]:
         """A function that does one request, from the environ to the end of its body."""
-        environs = itertools.cycle([_environ(_PATHS[view], cookie) for cookie in self._cookies])
+        environs = itertools.cycle([_environ(PATHS[view], cookie) for cookie in self._cookies])
         return lambda: self._call(next(environs).copy())
 
     def check(self) -> None:
@@ -90,10 +90,10 @@ def _environ(path: str, cookie: str) -> dict[str, Any]:
     return create_environ(path, headers={"Cookie": cookie})
 
 
-_PATHS = {"never touched": "/untouched", "read": "/read", "write": "/write"}
+PATHS = {"never touched": "/untouched", "read": "/read", "write": "/write"}
 
 
-def _make_app() -> Flask:
+def make_app() -> Flask:
     app = Flask("benchmark")
     app.config.update(SECRET_KEY="k" * 32, PROPAGATE_EXCEPTIONS=True)
     counter = itertools.count(COUNT)

@@ -28,7 +28,7 @@ def redis_server() -> Iterator[str]:
     _package("redis")
     import redis
 
-    port = _free_port()
+    port = free_port()
     with tempfile.TemporaryDirectory() as directory:
         command = [program, "--port", str(port), "--bind", "127.0.0.1", "--dir", directory]
         url = f"redis://127.0.0.1:{port}/0"
@@ -44,7 +44,7 @@ def postgresql_server() -> Iterator[str]:
     _package("psycopg")
     import psycopg
 
-    user, port = _not_root(), _free_port()
+    user, port = _not_root(), free_port()
     with tempfile.TemporaryDirectory() as directory:
         shutil.chown(directory, user)
         data = str(Path(directory) / "data")
@@ -109,7 +109,7 @@ def _run(command: list[str], user: str) -> None:
     subprocess.run(_as(user, command), check=True, capture_output=True, cwd="/")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

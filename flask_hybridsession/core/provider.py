@@ -13,6 +13,7 @@ from .change import Change, Record
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from .breaker import Breaker
     from .settings import Settings
 
 
@@ -137,6 +138,16 @@ class Locks(ABC):
         Waits up to ``timeout`` seconds, then raises ``TimeoutError``. A holder that died, or that
         takes longer than ``lease`` seconds, loses it.
         """
+
+
+class Remote(ABC):
+    """The ability to be away: a backend across a network, whose every call is a ``breaker.call``.
+
+    A request then spends at most the breaker's budget on storage; what could not be destroyed
+    while the backend was away is destroyed before any request is let through again.
+    """
+
+    breaker: Breaker
 
 
 class Reports(ABC):

@@ -20,7 +20,10 @@ import pytest
 from flask import Flask, session
 
 from flask_hybridsession import HybridSession
+from flask_hybridsession.core import clock
 from flask_hybridsession.core.timers import clockwork
+from flask_hybridsession.providers.hybrid import store
+from flask_hybridsession.providers.hybrid.words import Words
 from tests.providers.hybrid.tools import PATIENCE
 
 ROOT = Path(__file__).parents[2]
@@ -30,8 +33,10 @@ STEPS = (HOUR, DAY)
 SOON = 0.5
 
 
-def serve(directory: str, config: str) -> None:
+def serve(directory: str, config: str, boot: str) -> None:
     """A worker: reads requests from its input, one line each, and answers them."""
+    if boot:
+        store.boot_id = lambda: bytes.fromhex(boot)
     app = Flask(__name__)
     app.config.update(json.loads(config), SESSION_DIR=directory)
     sessions = HybridSession(app)
@@ -61,6 +66,10 @@ def serve(directory: str, config: str) -> None:
         clockwork.tick()  # what its thread does when it wakes
         return str(sessions.count())
 
+    @app.get("/clock")
+    def now() -> str:
+        return str(clock.now())
+
     for line in sys.stdin:
         path, cookie = json.loads(line)
         client = app.test_client(use_cookies=False)
@@ -77,9 +86,9 @@ class Site:
         self._clock = path / "clock"
         self._clock.write_bytes(bytes(8))
         env = {**os.environ, "LD_PRELOAD": str(library), "CLOCK_FILE": str(self._clock)}
-        self._command = [
-            *(sys.executable, "-m", __name__, str(path / "store"), json.dumps(config)),
-        ]
+        self.store = path / "store"
+        self._command = [sys.executable, "-m", __name__, str(self.store), json.dumps(config)]
+        self._boot = ""
         self._env = env
         self.workers: list[subprocess.Popen[str]] = []
         for _ in range(2):
@@ -88,7 +97,7 @@ class Site:
     def start(self) -> None:
         """One more worker."""
         worker = subprocess.Popen(
-            self._command,
+            [*self._command, self._boot],
             cwd=ROOT,
             env=self._env,
             stdin=subprocess.PIPE,
@@ -97,7 +106,21 @@ class Site:
         )
         self.workers.append(worker)
 
-    def set(self, seconds: float) -> None:
+    def reboot(self) -> None:
+        """All workers end; others start when the machine is up again."""
+        self.close()
+        self.workers.clear()
+        self._boot = os.urandom(16).hex()
+        self.start()
+
+    def clocks(self) -> list[float]:
+        """By how many seconds each worker's clock is ahead of that of this process."""
+        return [
+            float(self.get("/clock", worker=number)[0]) - time.time()
+            for number in range(len(self.workers))
+        ]
+
+    def set_clock(self, seconds: float) -> None:
         """The wall clock is wrong by so much."""
         with self._clock.open("r+b") as file:
             file.write(struct.pack("d", seconds))
@@ -174,7 +197,7 @@ def wait_until_over() -> None:
 
 def test_the_clock_is_another_one(site: Site) -> None:
     """The tests below are about something: the wall clock can be set, and it alone."""
-    site.set(-DAY)
+    site.set_clock(-DAY)
     code = "import time; print(time.time(), time.monotonic())"
     texts = subprocess.run(
         [sys.executable, "-c", code], env=site._env, capture_output=True, text=True, check=True
@@ -186,7 +209,7 @@ def test_the_clock_is_another_one(site: Site) -> None:
 def test_c13_forward_ends_no_session(site: Site) -> None:
     cookies = [site.visit() for _ in range(5)]
     for step in STEPS:
-        site.set(step)
+        site.set_clock(step)
         assert site.sweep() == 5
         assert {text for cookie in cookies for text in site.all_read(cookie)} == {"1"}
     site.start()
@@ -196,18 +219,18 @@ def test_c13_forward_ends_no_session(site: Site) -> None:
 def test_c13_forward_and_back_ends_no_session(site: Site) -> None:
     cookie = site.visit()
     for step in STEPS:
-        site.set(step)
+        site.set_clock(step)
         site.sweep()
-        site.set(0.0)
+        site.set_clock(0.0)
         assert site.all_read(cookie) == {"1"}
 
 
 def test_c13_forward_and_back_between_two_sweeps_ends_no_session(site: Site) -> None:
     cookie = site.visit()
     for step in STEPS:
-        site.set(step)
+        site.set_clock(step)
         site.get("/read")
-        site.set(0.0)
+        site.set_clock(0.0)
         assert site.sweep() == 1
         assert site.all_read(cookie) == {"1"}
 
@@ -216,7 +239,7 @@ def test_c13_forward_and_back_between_two_sweeps_ends_no_session(site: Site) -> 
 def test_c13_what_lives_for_longer_than_the_step_lives_on(site: Site) -> None:
     cookie = site.visit()
     for wrong in (HOUR, -HOUR, 0.0, DAY, 0.0, -DAY):
-        site.set(wrong)
+        site.set_clock(wrong)
         assert site.sweep() == 1
         assert site.all_read(cookie) == {"1"}
 
@@ -228,7 +251,7 @@ def test_c13_back_revives_nothing_that_was_swept(site: Site) -> None:
     wait_until_over()
     assert site.sweep() == 0
     for step in STEPS:
-        site.set(-step)
+        site.set_clock(-step)
         assert site.all_read(cookie) == {"None"}
         assert site.all_read(gone) == {"None"}
 
@@ -240,7 +263,7 @@ def test_c13_back_revives_nothing_that_was_over(site: Site) -> None:
     wait_until_over()
     assert site.all_read(cookie) == {"None"}
     for step in STEPS:
-        site.set(-step)
+        site.set_clock(-step)
         assert site.all_read(cookie) == {"None"}
 
 
@@ -249,9 +272,84 @@ def test_c13_back_makes_no_session_longer(site: Site) -> None:
     cookies = []
     for step in STEPS:
         cookies.append(site.visit())
-        site.set(-step)
+        site.set_clock(-step)
     wait_until_over()
     assert {text for cookie in cookies for text in site.all_read(cookie)} == {"None"}
+
+
+def test_c13_those_who_start_later_agree_with_those_before(site: Site) -> None:
+    cookie = site.visit()
+    for wrong in (DAY, -DAY, HOUR, -HOUR):
+        site.set_clock(wrong)
+        site.start()
+        assert all(abs(ahead) < HOUR / 2 for ahead in site.clocks())
+        assert site.get("/sweep", worker=len(site.workers) - 1)[0] == "1"
+        assert site.all_read(cookie) == {"1"}
+        newest, _ = site.get("/count", cookie, len(site.workers) - 1)
+        assert site.all_read(cookie) == {newest}
+        site.get("/logout", cookie)
+        cookie = site.visit()
+
+
+@short
+def test_c13_the_session_of_one_who_starts_later_ends_for_all(site: Site) -> None:
+    site.visit()
+    for wrong in (DAY, -DAY):
+        site.set_clock(wrong)
+        site.start()
+        text, cookie = site.get("/count", worker=len(site.workers) - 1)
+        assert text == "1"
+        wait_until_over()
+        assert site.all_read(cookie) == {"None"}
+
+
+def test_c13_without_the_shared_numbers_the_live_ones_pass_their_clock_on(site: Site) -> None:
+    cookie = site.visit()
+    site.all_read(cookie)
+    site.set_clock(DAY)
+    (site.store / "sync").unlink()
+    assert site.get("/count", cookie)[0] == "2"  # a writer notices
+    site.start()
+    assert all(abs(ahead) < HOUR for ahead in site.clocks())
+    assert site.sweep() == 1
+    assert site.all_read(cookie) == {"2"}
+
+
+@pytest.mark.parametrize("wrong", [DAY, -DAY])
+def test_c13_after_a_reboot_the_wall_clock_counts_anew(site: Site, wrong: float) -> None:
+    cookie = site.visit()
+    site.set_clock(wrong)
+    site.reboot()
+    site.start()
+    assert all(abs(ahead - wrong) < HOUR / 2 for ahead in site.clocks())
+    assert site.all_read(cookie) == {"None" if wrong > 0 else "1"}
+    site.set_clock(0.0)
+    assert all(abs(ahead - wrong) < HOUR / 2 for ahead in site.clocks())
+    site.reboot()
+    assert all(abs(ahead) < HOUR / 2 for ahead in site.clocks())
+
+
+def test_c13_a_damaged_anchor_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all that the shared numbers say, only this one would end sessions when it is wrong."""
+    path = tmp_path / "sync"
+    words = Words(str(path))
+    words.new_boot(b"one of many boot")
+    monkeypatch.setattr(clock, "_anchor", 1000.0)
+    assert words.anchor() == 1000.0
+    monkeypatch.setattr(clock, "_anchor", 2000.0)
+    assert Words(str(path)).anchor() == 1000.0
+    sound = path.read_bytes()
+    kept = 0
+    for bit in range(8 * 64):
+        damaged = bytearray(sound)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        told = Words(str(path)).anchor()
+        assert told in (1000.0, 2000.0)
+        kept += told == 1000.0
+    assert kept == 6 * 64, "all but those of the anchor and its complement"
 
 
 @pytest.mark.parametrize(
@@ -261,7 +359,7 @@ def test_c13_back_makes_no_session_longer(site: Site) -> None:
 def test_c13_use_under_a_wrong_clock_moves_no_absolute_limit(site: Site) -> None:
     cookie = site.visit()
     for wrong in (HOUR, -HOUR, DAY, -DAY, 0.0):
-        site.set(wrong)
+        site.set_clock(wrong)
         site.get("/count", cookie)
         assert float(site.get("/left", cookie)[0]) <= 2 * DAY
 

@@ -284,7 +284,7 @@ def test_every_bit_of_the_shared_numbers(
     """They say what is synced, and of which boot they are. Flipped, they change no session."""
     dice = random.Random(torture_seed)
     path = store_of(fast_path, told)
-    for bit in range(5 * 64):
+    for bit in range(7 * 64):
         if not minutes and dice.random() > 0.1:
             continue
         before = (path / "sync").read_bytes()

@@ -49,6 +49,8 @@ __all__ = ["FakeClock", "ProviderSuite", "fake_clock"]
 
 #: Seconds that nobody waits in a test that passes.
 LONG = 60.0
+#: The digits that a session's keys have in common, for providers whose ``kinship`` asks for that.
+KIN = 4
 
 
 def needs(*what: Need) -> Callable[[Test], Test]:
@@ -171,7 +173,7 @@ class ProviderSuite:
         with pytest.raises(SessionGone):
             provider.commit(key, Change(puts={"a": b"too late"}), deadline)
         with pytest.raises(SessionGone):
-            provider.rename(key, new_key(), deadline)
+            provider.rename(key, new_key(key), deadline)
         assert load(provider, key, last).values == {"a": b"late"}
 
     def test_without_a_deadline_it_lives_for_ever(self, provider: Provider, now: float) -> None:
@@ -209,7 +211,8 @@ class ProviderSuite:
         assert plain(load(provider, key, now)) == plain(before)
 
     def test_create_collides_with_a_live_alias(self, provider: Provider, now: float) -> None:
-        old, new = create(provider, now, {"a": b"1"}), new_key()
+        old = create(provider, now, {"a": b"1"})
+        new = new_key(old)
         provider.rename(old, new, now, alias_until=now + 60)
         with pytest.raises(KeyTaken):
             create(provider, now, {"b": b"2"}, key=old)
@@ -217,7 +220,8 @@ class ProviderSuite:
         assert load(provider, new, now).values == {"a": b"1"}
 
     def test_create_over_an_ended_alias(self, provider: Provider, now: float) -> None:
-        old, new = create(provider, now, {"a": b"1"}), new_key()
+        old = create(provider, now, {"a": b"1"})
+        new = new_key(old)
         provider.rename(old, new, now, alias_until=now + 60)
         create(provider, now + 60, {"b": b"2"}, key=old)
         assert load(provider, old, now + 60).values == {"b": b"2"}
@@ -312,7 +316,8 @@ class ProviderSuite:
         assert provider.destroy(key) is False
 
     def test_commit_after_rename(self, provider: Provider, now: float) -> None:
-        old, new = create(provider, now, {"a": b"1"}), new_key()
+        old = create(provider, now, {"a": b"1"})
+        new = new_key(old)
         provider.rename(old, new, now)
         assert_refuses_all(provider, old, now)
         assert load(provider, new, now).values == {"a": b"1"}
@@ -425,7 +430,8 @@ class ProviderSuite:
     # Rename
 
     def test_rename(self, provider: Provider, again: Provider, now: float) -> None:
-        old, new = new_key(), new_key()
+        old = new_key()
+        new = new_key(old)
         create(provider, now, {"a": b"1"}, key=old, deadline=now + 60, user="s:ann", device="d")
         provider.rename(old, new, now + 1)
         expected = Record(new, {"a": b"1"}, now, now, now + 60, "s:ann", "d")
@@ -437,7 +443,7 @@ class ProviderSuite:
 
     def test_rename_to_a_taken_key(self, provider: Provider, now: float) -> None:
         one = create(provider, now, {"a": b"1"})
-        other = create(provider, now, {"b": b"2"})
+        other = create(provider, now, {"b": b"2"}, key=new_key(one))
         for taken in (other, one):
             with pytest.raises(KeyTaken):
                 provider.rename(one, taken, now, alias_until=now + 60)
@@ -445,7 +451,8 @@ class ProviderSuite:
         assert load(provider, other, now).values == {"b": b"2"}
 
     def test_rename_to_a_live_alias(self, provider: Provider, now: float) -> None:
-        one, alias, moved = create(provider, now), create(provider, now, {"b": b"2"}), new_key()
+        one = create(provider, now)
+        alias, moved = create(provider, now, {"b": b"2"}, key=new_key(one)), new_key(one)
         provider.rename(alias, moved, now, alias_until=now + 60)
         for key in (one, moved):
             with pytest.raises(KeyTaken):
@@ -455,13 +462,14 @@ class ProviderSuite:
 
     def test_rename_onto_an_expired_session(self, provider: Provider, now: float) -> None:
         expired = create(provider, now, {"b": b"2"}, deadline=now + 60, user="s:bob")
-        key = create(provider, now, {"a": b"1"})
+        key = create(provider, now, {"a": b"1"}, key=new_key(expired))
         provider.rename(key, expired, now + 60)
         expected = Record(expired, {"a": b"1"}, now, now, inf)
         assert plain(load(provider, expired, now + 60)) == expected
 
     def test_the_old_key_is_free_after_a_rename(self, provider: Provider, now: float) -> None:
-        old, new = create(provider, now, {"a": b"1"}), new_key()
+        old = create(provider, now, {"a": b"1"})
+        new = new_key(old)
         provider.rename(old, new, now)
         create(provider, now, {"b": b"2"}, key=old)
         assert load(provider, old, now).values == {"b": b"2"}
@@ -473,7 +481,8 @@ class ProviderSuite:
     def test_rename_happens_at_one_moment(
         self, provider: Provider, now: float, crew: Crew, aliased: bool
     ) -> None:
-        pairs = [(create(provider, now, {"a": b"1"}), new_key()) for _ in range(self.rounds)]
+        keys = [create(provider, now, {"a": b"1"}) for _ in range(self.rounds)]
+        pairs = [(key, new_key(key)) for key in keys]
         crew.run(watch_renames, pairs, now, now + 60 if aliased else None)
 
     @needs(Promise.ATOMIC_RENAME)
@@ -492,7 +501,8 @@ class ProviderSuite:
     def test_an_alias_answers_with_the_new_key(
         self, provider: Provider, again: Provider, now: float
     ) -> None:
-        old, new = create(provider, now, {"a": b"1"}), new_key()
+        old = create(provider, now, {"a": b"1"})
+        new = new_key(old)
         provider.rename(old, new, now, alias_until=now + 60)
         for handle in (provider, again):
             assert handle.exists(old, now)
@@ -500,7 +510,8 @@ class ProviderSuite:
             assert load(handle, old, now).key == new
 
     def test_a_commit_through_an_alias(self, provider: Provider, now: float) -> None:
-        old, new = create(provider, now, {"a": b"1"}), new_key()
+        old = create(provider, now, {"a": b"1"})
+        new = new_key(old)
         provider.rename(old, new, now, alias_until=now + 60)
         provider.commit(old, Change(puts={"a": b"2"}, expects={"a": b"1"}), now)
         assert load(provider, new, now).values == {"a": b"2"}
@@ -510,7 +521,8 @@ class ProviderSuite:
         assert load(provider, new, now).values == {"a": b"2"}
 
     def test_an_alias_ends_on_time(self, provider: Provider, now: float) -> None:
-        old, new, end = create(provider, now, {"a": b"1"}), new_key(), now + 60.3
+        old, end = create(provider, now, {"a": b"1"}), now + 60.3
+        new = new_key(old)
         provider.rename(old, new, now, alias_until=end)
         last = nextafter(end, -inf)
         assert load(provider, old, last).key == new
@@ -519,27 +531,31 @@ class ProviderSuite:
         assert load(provider, new, end).values == {"a": b"2"}
 
     def test_an_alias_that_ends_at_once(self, provider: Provider, now: float) -> None:
-        old, new = create(provider, now), new_key()
+        old = create(provider, now)
+        new = new_key(old)
         provider.rename(old, new, now, alias_until=now)
         assert_refuses_all(provider, old, now)
         assert provider.exists(new, now)
 
     def test_an_alias_for_ever(self, provider: Provider, now: float) -> None:
-        old, new = create(provider, now), new_key()
+        old = create(provider, now)
+        new = new_key(old)
         provider.rename(old, new, now, alias_until=inf)
         assert load(provider, old, now + 1e12).key == new
 
     def test_an_alias_lives_no_longer_than_its_session(
         self, provider: Provider, now: float
     ) -> None:
-        old, new = create(provider, now, deadline=now + 30), new_key()
+        old = create(provider, now, deadline=now + 30)
+        new = new_key(old)
         provider.rename(old, new, now, alias_until=now + 60)
         assert_refuses_all(provider, old, now + 30)
         create(provider, now + 30, {"b": b"2"}, key=old)
         assert load(provider, old, now + 30).values == {"b": b"2"}
 
     def test_aliases_follow_further_renames(self, provider: Provider, now: float) -> None:
-        a, b, c, d = create(provider, now, {"n": b"1"}), new_key(), new_key(), new_key()
+        a = create(provider, now, {"n": b"1"})
+        b, c, d = new_key(a), new_key(a), new_key(a)
         provider.rename(a, b, now, alias_until=now + 60)
         provider.rename(b, c, now, alias_until=now + 30)
         provider.rename(c, d, now, alias_until=now + 90)
@@ -554,7 +570,8 @@ class ProviderSuite:
         self, provider: Provider, now: float
     ) -> None:
         # The new key alone works afterwards: nobody who knew the session before a login is in it.
-        a, b, c = create(provider, now), new_key(), new_key()
+        a = create(provider, now)
+        b, c = new_key(a), new_key(a)
         provider.rename(a, b, now, alias_until=now + 60)
         provider.rename(b, c, now)
         assert_refuses_all(provider, a, now)
@@ -562,7 +579,8 @@ class ProviderSuite:
         assert provider.exists(c, now)
 
     def test_a_rename_through_an_alias(self, provider: Provider, now: float) -> None:
-        a, b, c = create(provider, now, {"n": b"1"}), new_key(), new_key()
+        a = create(provider, now, {"n": b"1"})
+        b, c = new_key(a), new_key(a)
         provider.rename(a, b, now, alias_until=now + 60)
         provider.rename(a, c, now)
         assert_refuses_all(provider, a, now)
@@ -570,7 +588,8 @@ class ProviderSuite:
         assert load(provider, c, now).values == {"n": b"1"}
 
     def test_there_and_back(self, provider: Provider, now: float) -> None:
-        a, b = create(provider, now, {"n": b"1"}), new_key()
+        a = create(provider, now, {"n": b"1"})
+        b = new_key(a)
         provider.rename(a, b, now, alias_until=now + 30)
         provider.rename(b, a, now + 30, alias_until=now + 60)
         assert load(provider, a, now + 30).key == a
@@ -579,7 +598,8 @@ class ProviderSuite:
         assert_refuses_all(provider, b, now + 60)
 
     def test_destroy_takes_aliases_along(self, provider: Provider, now: float) -> None:
-        a, b, c = create(provider, now), new_key(), new_key()
+        a = create(provider, now)
+        b, c = new_key(a), new_key(a)
         provider.rename(a, b, now, alias_until=now + 60)
         provider.rename(b, c, now, alias_until=now + 60)
         assert provider.destroy(c) is True
@@ -590,7 +610,8 @@ class ProviderSuite:
         assert load(provider, a, now).key == a
 
     def test_destroy_through_an_alias(self, provider: Provider, now: float) -> None:
-        old, new = create(provider, now), new_key()
+        old = create(provider, now)
+        new = new_key(old)
         provider.rename(old, new, now, alias_until=now + 600)
         assert provider.destroy(old) is True
         assert provider.destroy(old) is False
@@ -599,13 +620,15 @@ class ProviderSuite:
         assert_refuses_all(provider, new, now)
 
     def test_destroy_through_an_ended_alias(self, provider: Provider, now: float) -> None:
-        old, new = create(provider, now - 100), new_key()
+        old = create(provider, now - 100)
+        new = new_key(old)
         provider.rename(old, new, now - 100, alias_until=now - 50)
         assert provider.destroy(old) is False
         assert provider.exists(new, now)
 
     def test_an_alias_never_opens_a_later_session(self, provider: Provider, now: float) -> None:
-        old, new = create(provider, now, deadline=now + 30), new_key()
+        old = create(provider, now, deadline=now + 30)
+        new = new_key(old)
         provider.rename(old, new, now, alias_until=now + 60)
         create(provider, now + 30, {"secret": b"1"}, key=new)
         assert_refuses_all(provider, old, now + 30)
@@ -661,7 +684,7 @@ class ProviderSuite:
         assert provider.next_deadline() == now + 10.3
         provider.commit(for_ever, Change(deadline=inf), now)
         assert provider.next_deadline() == now + 60.125
-        moved = new_key()
+        moved = new_key(late)
         provider.rename(late, moved, now)
         assert provider.next_deadline() == now + 60.125
         assert provider.destroy(moved)
@@ -715,7 +738,8 @@ class ProviderSuite:
 
     @needs(Promise.PURGE)
     def test_purge_knows_the_latest_key(self, provider: Provider, now: float) -> None:
-        old, new = create(provider, now, {"a": b"1"}, deadline=now + 10), new_key()
+        old = create(provider, now, {"a": b"1"}, deadline=now + 10)
+        new = new_key(old)
         provider.rename(old, new, now, alias_until=now + 99)
         (record,) = provider.purge(now + 10, 10)
         assert plain(record) == Record(new, {"a": b"1"}, now, now, now + 10)
@@ -737,12 +761,14 @@ class ProviderSuite:
 
     @needs(Promise.PURGE)
     def test_purge_spares_what_took_the_place(self, provider: Provider, now: float) -> None:
-        again, moved, alias = new_key(), new_key(), new_key()
+        again = new_key()
+        moved, alias = new_key(again), new_key(again)
         for key in (again, moved):
             create(provider, now, key=key, deadline=now + 10)
         create(provider, now + 10, key=again)
-        provider.rename(create(provider, now), moved, now + 10)
-        provider.rename(create(provider, now, key=alias, deadline=now + 20), new_key(), now, inf)
+        provider.rename(create(provider, now, key=new_key(moved)), moved, now + 10)
+        create(provider, now, key=alias, deadline=now + 20)
+        provider.rename(alias, new_key(alias), now, inf)
         create(provider, now + 20, key=alias)
         for record in provider.purge(now + 99, 10):
             assert record.key not in (again, moved, alias)
@@ -836,7 +862,7 @@ class ProviderSuite:
         expected = Record(key, {"a": b"1", "b": b"2"}, now, now, now + 60)
         change = Change(puts={"a": b"x"}, drops=["b"], deadline=now + 9, user="s:ann")
         provider.commit(key, change, now)
-        provider.rename(key, new_key(), now)
+        provider.rename(key, new_key(key), now)
         assert plain(record) == expected
 
     def test_what_was_passed_may_change(self, provider: Provider, now: float) -> None:
@@ -867,7 +893,7 @@ class ProviderSuite:
         assert isinstance(again, Lists)
         assert provider.count(now) == 0
         kept, destroyed, old = create(provider, now), create(provider, now), create(provider, now)
-        due, new = create(provider, now, deadline=now + 60), new_key()
+        due, new = create(provider, now, deadline=now + 60), new_key(old)
         provider.rename(old, new, now, alias_until=now + 60)
         provider.destroy(destroyed)
         assert sorted(provider.keys(now)) == sorted([kept, due, new])
@@ -931,7 +957,8 @@ class ProviderSuite:
     @needs(Users)
     def test_users_of_renamed_sessions(self, provider: Provider, now: float) -> None:
         assert isinstance(provider, Users)
-        old, new = create(provider, now, user="s:ann"), new_key()
+        old = create(provider, now, user="s:ann")
+        new = new_key(old)
         provider.rename(old, new, now, alias_until=now + 60)
         assert list(provider.keys_of("s:ann", now)) == [new]
         provider.commit(old, Change(user="s:bob"), now)
@@ -1035,7 +1062,8 @@ class ProviderSuite:
             pytest.skip("declared: shared by threads only")
         values = {"a": b"1"}
         key = create(provider, now, values, deadline=now + 60, user="s:ann", device="d")
-        gone, old, new = create(provider, now), create(provider, now), new_key()
+        gone, old = create(provider, now), create(provider, now)
+        new = new_key(old)
         provider.destroy(gone)
         provider.rename(old, new, now, alias_until=now + 30)
         provider.close()
@@ -1095,14 +1123,14 @@ NAMES = [
 ]
 
 
-def new_key() -> str:
-    """The key of a session that nobody has."""
-    return ids.key_of(ids.mint())
+def new_key(beside: str = "") -> str:
+    """The key of a session that nobody has; one that the session ``beside`` may be renamed to."""
+    return beside[:KIN] + ids.key_of(ids.mint())[len(beside[:KIN]) :]
 
 
 def renamed(key: str, index: int = 0) -> str:
     """The key that a test gives to the session of ``key``; known to all who are told ``key``."""
-    return ids.key_of(f"{key} {index}")
+    return key[:KIN] + ids.key_of(f"{key} {index}")[KIN:]
 
 
 def create(
@@ -1140,7 +1168,7 @@ def in_order(records: list[Record]) -> list[Record]:
 
 def assert_refuses_all(provider: Provider, key: str, now: float) -> None:
     """The key is "not found", whatever is asked, and stays so."""
-    new = new_key()
+    new = new_key(key)
     assert provider.load(key, now) is None
     assert provider.exists(key, now) is False
     for change in (

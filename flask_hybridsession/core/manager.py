@@ -63,6 +63,13 @@ class Manager:
     def mint(self) -> str:
         return ids.mint(self.settings.id_length)
 
+    def mint_beside(self, key: str) -> str:
+        """A sid that the session of ``key`` can be renamed to: see ``Provider.kinship``."""
+        kin = key[: self.provider.kinship]
+        while not ids.key_of(sid := self.mint()).startswith(kin):
+            pass
+        return sid
+
     def flask_lifetime(self) -> float:
         """``PERMANENT_SESSION_LIFETIME`` in seconds."""
         value = self.config["PERMANENT_SESSION_LIFETIME"]

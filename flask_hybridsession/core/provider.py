@@ -47,6 +47,10 @@ class Provider(ABC):
 
     promises: ClassVar[frozenset[Promise]] = frozenset(Promise)
 
+    #: How many leading digits a session's new key must share with the old one, for backends that
+    #: rename only within a part of their keys. Such a provider refuses another with ``ValueError``.
+    kinship: int = 0
+
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
         """Make one for an app. By default ``SESSION_OPTIONS`` are the constructor's parameters."""

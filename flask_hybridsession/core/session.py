@@ -256,7 +256,7 @@ class Session(MutableMapping[str, Any]):
         if self._record is None:
             self._sid = None
         else:
-            self._next_sid = self._manager.mint()
+            self._next_sid = self._manager.mint_beside(self._record.key)
 
     def destroy(self) -> None:
         """End the session, now and everywhere. What is written afterwards begins a new one."""

@@ -24,6 +24,7 @@ from .flash import (
     keep_flashes,
     peek_flash,
 )
+from .interface import on_outage
 from .providers.registry import register_provider
 from .signals import (
     provider_failed,
@@ -56,6 +57,7 @@ __all__ = [
     "get_flashes",
     "has_flash",
     "keep_flashes",
+    "on_outage",
     "peek_flash",
     "provider_failed",
     "register_provider",

@@ -16,15 +16,16 @@ from flask.sessions import SecureCookieSessionInterface
 from . import signals
 from .cli import sessions_cli
 from .core import clock, ids
+from .core.breaker import end_budget
 from .core.change import Record
 from .core.edits import Merge, merge_flashes
 from .core.errors import ConfigError, CorruptData, ProviderUnavailable
 from .core.manager import Manager
 from .core.names import FLASHES
-from .core.provider import Lists, Provider, Reports
+from .core.provider import Lists, Provider, Remote, Reports
 from .core.settings import read_settings
 from .flash import add_to_templates
-from .interface import HybridSessionInterface, report_failure, unavailable
+from .interface import HybridSessionInterface
 from .providers.registry import make_provider
 
 log = logging.getLogger("flask_hybridsession")
@@ -76,8 +77,13 @@ class HybridSession:
             self._merges,
         )
         self._managers[app] = manager
-        app.session_interface = cast(SecureCookieSessionInterface, HybridSessionInterface(manager))
-        app.register_error_handler(ProviderUnavailable, _unavailable)
+        interface = HybridSessionInterface(manager)
+        app.session_interface = cast(SecureCookieSessionInterface, interface)
+        app.register_error_handler(
+            ProviderUnavailable, lambda error: interface.answer(_current_app(), error)
+        )
+        if isinstance(provider, Remote):
+            app.teardown_request(lambda _: end_budget())
         add_to_templates(app)
         app.cli.add_command(sessions_cli)
         app.extensions["hybridsession"] = self
@@ -109,7 +115,7 @@ class HybridSession:
         """The live sessions of a user, newest use first."""
         manager, now = self._manager(), clock.now()
         keys = manager.need_users().keys_of(ids.user_token(user_id), now)
-        records = [record for key in keys if (record := _readable(manager, key, now))]
+        records = [record for key in keys if (record := _readable(manager, key))]
         return [_handle(record) for record in sorted(records, key=lambda r: -r.touched)]
 
     def destroy(self, handle: Handle | str) -> bool:
@@ -171,10 +177,10 @@ class HybridSession:
         return load(user_id)
 
 
-def _readable(manager: Manager, key: str, now: float) -> Record | None:
+def _readable(manager: Manager, key: str) -> Record | None:
     """A damaged session hides none of the others."""
     try:
-        return manager.provider.load(key, now)
+        return manager.load(key)
     except CorruptData:
         log.error("session %s... is damaged and not listed", key[:12])
         return None
@@ -191,11 +197,6 @@ def _handle(record: Record) -> Handle:
         else dt.datetime.fromtimestamp(record.deadline, utc),
         record.device,
     )
-
-
-def _unavailable(error: ProviderUnavailable) -> Any:
-    report_failure(_current_app(), error)
-    return unavailable(error)
 
 
 def _current_app() -> Flask:

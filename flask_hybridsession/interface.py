@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from flask import Flask, request
 from flask.sessions import SessionInterface, SessionMixin
-from werkzeug.exceptions import ServiceUnavailable
+from werkzeug.exceptions import HTTPException, ServiceUnavailable
 
 from .core import clock, cookies
+from .core.breaker import begin_budget
 from .core.cookies import Action
 from .core.errors import ConfigError, ProviderUnavailable
 from .core.manager import Manager
+from .core.provider import Remote
 from .core.session import Session
+from .core.settings import OUTAGE_POLICIES, OnOutage, outage_policy
 from .signals import provider_failed
 
 if TYPE_CHECKING:
@@ -25,9 +28,30 @@ log = logging.getLogger("flask_hybridsession")
 #: Seconds that a client is told to wait when the provider is down.
 RETRY_AFTER = 5
 
+View = TypeVar("View", bound=Callable[..., Any])
+
+
+def on_outage(policy: OnOutage) -> Callable[[View], View]:
+    """Decorate a view: its own ``SESSION_ON_OUTAGE``.
+
+    For a class-based view, put it in the class' ``decorators``. Raises ``ConfigError`` for what is
+    no policy, ``TypeError`` for what is no view.
+    """
+    outage_policy(policy, "on_outage")
+
+    def decorate(view: View) -> View:
+        if isinstance(view, type) or not callable(view):
+            raise TypeError("on_outage decorates a view function; a class lists it in `decorators`")
+        view._session_on_outage = policy  # type: ignore[attr-defined]
+        return view
+
+    return decorate
+
 
 class HybridSessionMapping(Session, SessionMixin):  # type: ignore[override]
     """``flask.session``: see ``core.session.Session``."""
+
+    _asking = False  # the policy for outages, which may look at the session itself
 
     def __init__(self, interface: HybridSessionInterface, app: Flask, request: Request) -> None:
         self._manager = interface.manager
@@ -43,6 +67,29 @@ class HybridSessionMapping(Session, SessionMixin):  # type: ignore[override]
             return ()
         return self._interface.presented(self._app, header)
 
+    def _goes_on_without(self, error: ProviderUnavailable) -> bool:
+        if self._asking:
+            return False
+        self._asking = True
+        try:
+            answer = self._interface.ask(self._app, error)
+        finally:
+            self._asking = False
+        if answer == "ephemeral":
+            report_failure(self._app, error)
+            return True
+        if isinstance(answer, str):
+            return False
+        raise Answered(str(error), answer) from error
+
+
+class Answered(ProviderUnavailable):
+    """The session cannot be loaded, and the app's policy has the response for that."""
+
+    def __init__(self, text: str, response: Response) -> None:
+        super().__init__(text)
+        self.response = response
+
 
 class HybridSessionInterface(SessionInterface):
     """Opens lazily, saves what changed, and decides about the cookie: send, delete or leave alone.
@@ -53,12 +100,15 @@ class HybridSessionInterface(SessionInterface):
     def __init__(self, manager: Manager) -> None:
         self.manager = manager
         self._ignores_unseen = manager.settings.touch_every != 0
+        self._remote = isinstance(manager.provider, Remote)
         self._plain = not (manager.settings.sign_cookie or manager.settings.cookie_codec)
 
     def open_session(self, app: Flask, request: Request) -> HybridSessionMapping | None:
         """A session that loads when looked at; None if it must be signed and no key is set."""
         if self.manager.settings.sign_cookie and not app.secret_key:
             return None
+        if self._remote:
+            begin_budget()
         return HybridSessionMapping(self, app, request)
 
     def presented(self, app: Flask, header: str) -> Sequence[str]:
@@ -79,7 +129,7 @@ class HybridSessionInterface(SessionInterface):
                 self.manager.save(session)
         except ProviderUnavailable as error:
             if seen:
-                self._answer_503(app, session, response, error)
+                self._replace(app, session, response, error)
             else:  # only a renewal: the view's answer does not depend on it
                 report_failure(app, error)
         finally:
@@ -94,22 +144,49 @@ class HybridSessionInterface(SessionInterface):
             session._watched = True
             response.response = _Watched(session, response.response)
 
-    def _answer_503(
+    def ask(self, app: Flask, error: ProviderUnavailable) -> str | Response:
+        """What the policy of this request's view, or the app's, says: a word or a response."""
+        view = app.view_functions.get(request.endpoint or "")
+        policy = getattr(view, "_session_on_outage", self.manager.settings.on_outage)
+        if isinstance(policy, str):
+            return policy
+        try:
+            answer = app.ensure_sync(policy)(error)
+        except HTTPException as raised:
+            answer = raised
+        except ProviderUnavailable:  # it looked at the session, which is not there for it either
+            return "unavailable"
+        if isinstance(answer, str) and answer in OUTAGE_POLICIES:
+            return answer
+        return app.make_response(answer)
+
+    def answer(self, app: Flask, error: ProviderUnavailable) -> Response:
+        """The response to a request that cannot do without the provider, reported."""
+        if isinstance(error, Answered):
+            cause = error.__cause__
+            report_failure(app, cause if isinstance(cause, ProviderUnavailable) else error)
+            return error.response
+        report_failure(app, error)
+        answer = self.ask(app, error)
+        return app.make_response(unavailable(error)) if isinstance(answer, str) else answer
+
+    def _replace(
         self, app: Flask, session: Session, response: Response, error: ProviderUnavailable
     ) -> None:
         """The view's answer claims something that is not stored: it is not sent."""
         if session._cookie is Action.DELETE:
             session._cookie = Action.LEAVE
-        report_failure(app, error)
+        answer = self.answer(app, error)
         close = getattr(response.response, "close", None)
         if close is not None:
             close()
         response.direct_passthrough = False
-        answer = unavailable(error).get_response()
-        response.status_code = answer.status_code
+        answer.direct_passthrough = False
+        response.status = answer.status
         response.headers.clear()
         response.headers.extend(answer.headers)
         response.set_data(answer.get_data())
+        response.call_on_close(answer.close)
 
     # -- the cookie -----------------------------------------------------------------------------
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import Context, ContextVar
 from enum import Enum
 from random import uniform
@@ -200,6 +201,16 @@ def begin_budget(seconds: float | None = None) -> None:
 def end_budget() -> None:
     """From here on each call in this context has a whole budget again."""
     _request.set(None)
+
+
+@contextmanager
+def own_budgets() -> Iterator[None]:
+    """Within it each call has a whole budget, for work of many calls that is done bit by bit."""
+    token = _request.set(None)
+    try:
+        yield
+    finally:
+        _request.reset(token)
 
 
 class _Budget:

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from . import clock, ids
+from .breaker import own_budgets
 from .change import Record
 from .edits import Merge, merge_flashes
 from .errors import (
@@ -18,7 +19,7 @@ from .errors import (
 )
 from .lifetime import COOKIE_CAP, TOUCH_PART, Terms, terms
 from .names import FLASHES
-from .provider import Lists, Locks, Provider, Users
+from .provider import Lists, Locks, Provider, Remote, Users
 from .saving import save
 from .session import Session
 from .settings import Settings
@@ -28,6 +29,9 @@ log = logging.getLogger("flask_hybridsession")
 
 #: Seconds after which a lock is taken from a holder that died or hangs.
 LEASE = 30.0
+
+#: Sessions that a worker remembers to deny, some 2 MB; of more, the first ones.
+MOST_DENIED = 10_000
 
 #: (event, details): "created", "renamed", "destroyed", "expired", "rejected".
 Announce = Callable[..., None]
@@ -56,6 +60,10 @@ class Manager:
         self._load_user = load_user
         self._is_sid = ids.shape_of(settings.id_length)
         self._known_terms: tuple[object, tuple[Terms, float]] = (None, (Terms(), 0.0))
+        #: The sessions whose end the provider has not confirmed, with their users.
+        self._denied: dict[str, str | None] = {}
+        if isinstance(provider, Remote):
+            provider.breaker.on_recovery(self._settle_all)
         clockwork.watch(self)
 
     # -- what a session needs -------------------------------------------------------------------
@@ -102,7 +110,7 @@ class Manager:
                 continue
             key = ids.key_of(sid)
             try:
-                record = self.provider.load(key, clock.now())
+                record = self.load(key)
             except CorruptData:
                 log.error("session %s... is damaged and not served", key[:12])
                 self.announce("rejected", reason="corrupt", key=key)
@@ -110,6 +118,15 @@ class Manager:
             if record is not None:
                 return sid, record
             self.announce("rejected", reason="unknown", key=key)
+        return None
+
+    def load(self, key: str) -> Record | None:
+        """The session, unless it was to end: then it is destroyed first, or not served."""
+        self.settle(key)
+        record = self.provider.load(key, clock.now())
+        if record is None or record.key not in self._denied:
+            return record
+        self.settle(record.key)  # ``key`` was an alias
         return None
 
     def reject(self, reason: str, record: Record | None) -> None:
@@ -140,11 +157,41 @@ class Manager:
     # -- ending ---------------------------------------------------------------------------------
 
     def destroy(self, key: str, user: str | None = None) -> bool:
-        """End a session now. True for exactly one caller: it is announced once."""
-        destroyed = self.provider.destroy(key)
+        """End a session now. True for exactly one caller: it is announced once.
+
+        While the provider cannot confirm it (``ProviderUnavailable``), the session is denied.
+        """
+        try:
+            destroyed = self.provider.destroy(key)
+        except ProviderUnavailable:
+            self.deny(key, user)
+            raise
+        self._denied.pop(key, None)
         if destroyed:
             self.announce("destroyed", key=key, user=user)
         return destroyed
+
+    def deny(self, key: str, user: str | None = None) -> None:
+        """Serve the session to nobody, in this worker, until it is known to have ended."""
+        if len(self._denied) < MOST_DENIED:
+            self._denied.setdefault(key, user)
+        elif key not in self._denied:
+            log.error("session %s... should have ended, and cannot be denied: too many", key[:12])
+
+    def deny_presented(self, presented: Sequence[str]) -> None:
+        """Deny what a client showed, as nobody can tell which of it is a session."""
+        for sid in presented:
+            if self._is_sid(sid):
+                self.deny(ids.key_of(sid))
+
+    def settle(self, key: str) -> None:
+        """Destroy the session if it is denied. Raises ``ProviderUnavailable`` if it stays so."""
+        if key in self._denied:
+            self.destroy(key, self._denied.get(key))
+
+    def _settle_all(self) -> None:
+        for key in list(self._denied):
+            self.settle(key)
 
     def destroy_user(self, user: str, keep: str | None = None) -> int:
         """End a user's sessions, but for the one with the key ``keep``; how many there were."""
@@ -153,7 +200,8 @@ class Manager:
 
     def destroy_all(self) -> int:
         lists = self.need_lists()
-        return self._destroy_each(lambda: lists.keys(clock.now()))
+        with own_budgets():
+            return self._destroy_each(lambda: lists.keys(clock.now()))
 
     def _destroy_each(
         self, find: Callable[[], Iterable[str]], user: str | None = None, keep: str | None = None
@@ -162,27 +210,43 @@ class Manager:
         tried, total = {keep}, 0
         while True:
             keys = [key for key in find() if key not in tried]
-            destroyed = sum(self.destroy(key, user) for key in keys)
+            destroyed = self._destroy_or_deny(keys, user)
             total += destroyed
             if destroyed == len(keys):
                 return total
             tried.update(keys)
+
+    def _destroy_or_deny(self, keys: Sequence[str], user: str | None) -> int:
+        destroyed = 0
+        for index, key in enumerate(keys):
+            try:
+                destroyed += self.destroy(key, user)
+            except ProviderUnavailable:
+                for other in keys[index:]:
+                    self.deny(other, user)
+                raise
+        return destroyed
 
     def sweep(self, now: float, limit: int) -> int:
         """Destroy and announce up to ``limit`` sessions that are due; how many there were."""
         records = self.provider.purge(now, limit)
         for record in records:
             self.announce("expired", key=record.key, user=record.user, record=record)
+        try:
+            self._settle_all()
+        except ProviderUnavailable as error:
+            log.warning("sessions that were to end are still denied: %s", error)
         return len(records)
 
     def purge(self) -> int:
         """Destroy all sessions that are due; how many there were."""
         total = 0
-        while True:
-            count = self.sweep(clock.now(), SLICE)
-            total += count
-            if count < SLICE:
-                return total
+        with own_budgets():
+            while True:
+                count = self.sweep(clock.now(), SLICE)
+                total += count
+                if count < SLICE:
+                    return total
 
     def next_deadline(self) -> float | None:
         return self.provider.next_deadline()
@@ -213,9 +277,11 @@ class Manager:
     def exclusive(self, session: Session, timeout: float) -> Iterator[Session]:
         locks: Locks = self._need(Locks, "session.exclusive()")
         session.commit()
+        session._need_storage()
         with ExitStack() as held:
             try:
-                held.enter_context(locks.lock(session.key, timeout, LEASE))
+                with own_budgets():  # others' work is what is waited for, not the storage
+                    held.enter_context(locks.lock(session.key, timeout, LEASE))
             except TimeoutError:
                 raise ProviderUnavailable(
                     f"another request has held the session for more than {timeout} seconds"
@@ -229,7 +295,7 @@ class Manager:
     def _refresh(self, session: Session) -> None:
         if session._record is None:
             return
-        record = self.provider.load(session._record.key, clock.now())
+        record = self.load(session._record.key)
         if record is None:  # ended: what comes now is not saved
             record = session._record._replace(values={}, user=None)
         session._live = {}

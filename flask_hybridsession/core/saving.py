@@ -40,6 +40,8 @@ def save(manager: Manager, session: Session) -> None:
 
     Raises ``CodecError`` before anything is written, ``ProviderUnavailable``.
     """
+    if session._ephemeral:
+        return
     if session._saved is not None:
         session._catch_up()
     elif not session._loaded and not _refreshes_unseen(manager, session):
@@ -67,7 +69,7 @@ def _refreshes_unseen(manager: Manager, session: Session) -> bool:
     """``SESSION_TOUCH_EVERY = 0`` is Flask to the letter: a sliding cookie always goes out."""
     if manager.settings.touch_every != 0 or not _refreshes(manager):
         return False
-    session._load()
+    session._open()
     return session._record is not None and session._terms().span > 0
 
 
@@ -115,6 +117,7 @@ def _save_stored(manager: Manager, session: Session, record: Record, pending: Pe
     if renaming and session._closed:
         log.error("a new sid after the response had started cannot be sent: nothing is saved")
         return
+    manager.settle(record.key)
     renew = (
         other_terms
         or (limits.span > 0 and (changed or _refreshes(manager)))
@@ -250,7 +253,7 @@ def _end_others(manager: Manager, login: tuple[str, bool] | None, session: Sessi
 
 def _logged_in_at(manager: Manager, key: str, default: float) -> tuple[float, str]:
     try:
-        record = manager.provider.load(key, clock.now())
+        record = manager.load(key)
         at = None if record is None else record.values.get(LOGIN)
         return (default if at is None else decode(at), key)
     except (CorruptData, CodecError):
@@ -264,7 +267,7 @@ def _end_if_empty(manager: Manager, session: Session, pending: Pending) -> None:
     """
     if all(is_flash(name) for name in pending.drops):
         return
-    current = manager.provider.load(session.key, clock.now())
+    current = manager.load(session.key)
     if current is None or current.user is not None:
         return
     if current.values.keys() <= ASIDE:

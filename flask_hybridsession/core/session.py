@@ -13,7 +13,7 @@ from .change import Change, Record, apply
 from .codec import decode
 from .cookies import Action
 from .edits import GROUND, NO_EDITS, Edits, Pending, is_number
-from .errors import CodecError, ConfigError
+from .errors import CodecError, ConfigError, ProviderUnavailable
 from .lifetime import BROWSER, UNLIMITED, Lifetime, Terms, parse_lifetime, terms
 from .names import ASIDE, CLEARED, HIDDEN, LIFETIME, LOGIN, PERMANENT
 
@@ -31,6 +31,7 @@ class Session(MutableMapping[str, Any]):
     accessed = False
 
     _loaded = False
+    _ephemeral = False
     _closed = False  # the response has started
     _watched = False  # it is a stream, and what it leaves unsaved is reported at its end
     _record: Record | None = None
@@ -116,8 +117,7 @@ class Session(MutableMapping[str, Any]):
 
     def clear(self) -> None:
         """Forget everything: values, flashes and the login. Left so, the session ends."""
-        if not self._loaded:
-            self._load()
+        self._need_storage()
         self._live = {}
         self._raw = {}
         self._edits = Edits(wiped=True)
@@ -168,6 +168,16 @@ class Session(MutableMapping[str, Any]):
         if not self._loaded:
             self._load()
         return self._new
+
+    @property
+    def ephemeral(self) -> bool:
+        """Whether it is an empty one for this request only, because the provider cannot answer.
+
+        Nothing of it is saved, and ``SESSION_ON_OUTAGE`` asked for that.
+        """
+        if not self._loaded:
+            self._load()
+        return self._ephemeral
 
     @property
     def modified(self) -> bool:
@@ -251,17 +261,19 @@ class Session(MutableMapping[str, Any]):
 
     def regenerate(self) -> None:
         """Give the session a new sid when it is saved; from then on the old one is dead."""
-        if not self._loaded:
-            self._load()
+        self._need_storage()
         if self._record is None:
             self._sid = None
         else:
             self._next_sid = self._manager.mint_beside(self._record.key)
 
     def destroy(self) -> None:
-        """End the session, now and everywhere. What is written afterwards begins a new one."""
-        if not self._loaded:
-            self._load()
+        """End the session, now and everywhere. What is written afterwards begins a new one.
+
+        ``ProviderUnavailable`` says that it may not have ended; until it has, this worker serves
+        it to nobody.
+        """
+        self._load_to_end()
         if self._record is not None:
             self._manager.destroy(self._record.key, self._record.user)
         self._forget()
@@ -293,10 +305,15 @@ class Session(MutableMapping[str, Any]):
         self._login = (token, exclusive)
 
     def logout(self, everywhere: bool = False) -> None:
-        """End this session; with ``everywhere``, all sessions of its user."""
+        """End this session; with ``everywhere``, all sessions of its user. See ``destroy``."""
+        self._load_to_end()
         token = self._user_token()
         if everywhere and token is not None:
-            self._manager.destroy_user(token)
+            try:
+                self._manager.destroy_user(token)
+            except ProviderUnavailable:
+                self._deny()
+                raise
         self.destroy()
 
     @property
@@ -340,6 +357,14 @@ class Session(MutableMapping[str, Any]):
         if self._saved is not None:
             self._catch_up()
             return
+        try:
+            self._open()
+        except ProviderUnavailable as error:
+            if not self._goes_on_without(error):
+                raise
+            self._ephemeral = self._loaded = True
+
+    def _open(self) -> None:
         self._presented = self._present()
         found = self._manager.open(self._presented) if self._presented else None
         if found is not None:
@@ -347,6 +372,29 @@ class Session(MutableMapping[str, Any]):
             self._base = self._raw = self._record.values
             self._new = False
         self._loaded = True
+
+    def _goes_on_without(self, error: ProviderUnavailable) -> bool:
+        """Whether a session that cannot be loaded is an empty one for this request."""
+        return self._manager.settings.on_outage == "ephemeral"
+
+    def _need_storage(self) -> None:
+        """For what must not seem done when nothing is saved."""
+        if self.ephemeral:
+            raise ProviderUnavailable("the session could not be loaded and is ephemeral")
+
+    def _load_to_end(self) -> None:
+        try:
+            self._need_storage()
+        except ProviderUnavailable:
+            self._deny()
+            raise
+
+    def _deny(self) -> None:
+        """It was to end and has not: from here on it is served to nobody."""
+        if self._record is not None:
+            self._manager.deny(self._record.key, self._record.user)
+        else:
+            self._manager.deny_presented(self._presented)
 
     def _forget(self) -> None:
         """Become a session that is not stored."""
@@ -409,7 +457,7 @@ class Session(MutableMapping[str, Any]):
             return
         self._watched = False
         self._catch_up()
-        if not self._loaded or self._modified is False:
+        if not self._loaded or self._modified is False or self._ephemeral:
             return
         try:
             puts, drops, _, wiped = self._pending()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from .errors import ConfigError
+from .errors import ConfigError, ProviderUnavailable
 from .ids import DEFAULT_LENGTH, LEAST_LENGTH
 from .lifetime import Lifetime, parse_lifetime, seconds
 
@@ -21,6 +22,13 @@ class CookieCodec(NamedTuple):
 
     encode: Callable[[str, str], str]
     decode: Callable[[str, str], str | None]
+
+
+#: What a request gets whose session the provider cannot give: one of ``OUTAGE_POLICIES``, or a
+#: function of the error that returns one of them, or a response.
+OnOutage = str | Callable[[ProviderUnavailable], Any]
+
+OUTAGE_POLICIES = ("unavailable", "ephemeral")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +54,7 @@ class Settings:
     redis: Any = field(default=None, repr=False)
     sqlalchemy: Any = field(default=None, repr=False)
     cachelib: Any = field(default=None, repr=False)
+    on_outage: OnOutage = "unavailable"
 
 
 DURABILITIES = ("always", "interval", "never")
@@ -58,7 +67,6 @@ RESERVED: Mapping[str, object] = {
     "SESSION_BIND_USER_AGENT": False,
     "SESSION_ENCRYPT": False,
     "SESSION_MAX_PER_USER": None,
-    "SESSION_ON_OUTAGE": "unavailable",
 }
 
 #: Settings of Flask-Session that do nothing here, and what to write instead.
@@ -90,6 +98,7 @@ _OURS = {
     "SESSION_REDIS",
     "SESSION_SQLALCHEMY",
     "SESSION_CACHELIB",
+    "SESSION_ON_OUTAGE",
 }
 _FLASKS = {
     "SESSION_COOKIE_NAME",
@@ -131,6 +140,9 @@ def read_settings(config: Mapping[str, Any], directory: str) -> Settings:
         redis=config.get("SESSION_REDIS"),
         sqlalchemy=config.get("SESSION_SQLALCHEMY"),
         cachelib=config.get("SESSION_CACHELIB"),
+        on_outage=outage_policy(
+            config.get("SESSION_ON_OUTAGE", "unavailable"), "SESSION_ON_OUTAGE"
+        ),
     )
 
 
@@ -286,6 +298,27 @@ def _cookie_codec(config: Mapping[str, Any]) -> CookieCodec | None:
         "SESSION_COOKIE_CODEC must be a pair (encode, decode) or an object with these two methods; "
         "both are called with the cookie's name and a text."
     )
+
+
+def outage_policy(value: Any, name: str) -> OnOutage:
+    """The policy, checked. ``name`` is what the error calls it. Raises ``ConfigError``."""
+    if value in OUTAGE_POLICIES or (callable(value) and _takes_one(value)):
+        policy: OnOutage = value
+        return policy
+    raise ConfigError(
+        f'{name} must be "unavailable", "ephemeral", or a function that takes the error and '
+        "returns one of these words or a response."
+    )
+
+
+def _takes_one(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError:
+        return False
+    except ValueError:  # a builtin that does not tell
+        return True
+    return True
 
 
 def _id_length(config: Mapping[str, Any]) -> int:

@@ -17,7 +17,7 @@ from freezegun import freeze_time
 from flask_hybridsession.core import clock
 
 #: Cachelib stamps its own entries with the wall clock.
-MAY_READ_THE_WALL_CLOCK = {"core/clock.py", "providers/cachelib/tame.py"}
+MAY_READ_THE_WALL_CLOCK = {"providers/cachelib"}
 WALL = {"time", "time_ns", "now", "utcnow", "today", "localtime", "gmtime"}
 
 
@@ -135,7 +135,7 @@ def test_a_wall_clock_that_is_far_off_is_told(caplog: pytest.LogCaptureFixture) 
     assert "the wall clock was set by +86400 seconds" in record.getMessage()
 
 
-def wall_clock_reads(tree: ast.AST) -> bool:
+def reads_wall_clock(tree: ast.AST) -> bool:
     return any(
         isinstance(node, ast.Attribute)
         and node.attr in WALL
@@ -152,9 +152,10 @@ def wall_clock_reads(tree: ast.AST) -> bool:
 
 def test_nobody_else_reads_the_wall_clock() -> None:
     package = Path(clock.__file__).parents[1]
+    assert reads_wall_clock(ast.parse(Path(clock.__file__).read_text()))
     readers = {
-        str(file.relative_to(package))
+        str(file.parent.relative_to(package))
         for file in package.rglob("*.py")
-        if wall_clock_reads(ast.parse(file.read_text()))
+        if file != Path(clock.__file__) and reads_wall_clock(ast.parse(file.read_text()))
     }
-    assert readers == MAY_READ_THE_WALL_CLOCK
+    assert readers <= MAY_READ_THE_WALL_CLOCK

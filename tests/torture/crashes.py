@@ -40,6 +40,22 @@ def die_before(number: int) -> None:
     signal_before(number, signal.SIGKILL)
 
 
+def die_before_line(number: int, function: Callable[..., Any]) -> None:
+    """Be killed before line ``number`` that is executed of ``function``, counted from 1."""
+    left = [number]
+
+    def trace(frame: Any, event: str, _: Any) -> Any:
+        if frame.f_code is not function.__code__:
+            return None
+        if event == "line":
+            left[0] -= 1
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    sys.settrace(trace)
+
+
 def killed(work: Callable[..., None], *args: Any) -> bool:
     """Run ``work`` in a child. Whether it was killed; otherwise it has finished well."""
     child = start(work, *args)

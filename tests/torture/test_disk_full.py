@@ -119,14 +119,15 @@ def test_short_writes_go_on(tmp_path: Path, shim: Shim) -> None:
         assert not crew.judge().failures()
 
 
+@pytest.mark.parametrize("durability", ["always", "interval", "never"])
 def test_workers_on_a_disk_that_is_full_at_times(
-    tmp_path: Path, shim: Shim, rounds: Callable[[int], Iterator[int]]
+    tmp_path: Path, shim: Shim, rounds: Callable[[int], Iterator[int]], durability: str
 ) -> None:
     """What is refused did not happen, for nobody."""
     for seed in rounds(1):
         path = tmp_path / str(seed)
         full = path / "full"
-        options = {"compact_bytes": 20_000}
+        options = {"compact_bytes": 20_000, "durability": durability}
         with Crew(path, seed, pause=0.001, options=options) as crew:
             for action in ("full", "ENOSPC"):
                 crew.start(shim.environment(path, f"write:{action}:1:1000000", while_=full))

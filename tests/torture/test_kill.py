@@ -19,7 +19,10 @@ KILLED = -signal.SIGKILL
 OPTIONS = {"compact_bytes": 60_000, "sync_interval": 0.05}
 
 
-@pytest.mark.parametrize("durability", ["always", "interval"])
+DURABILITIES = ["always", "interval", "never"]
+
+
+@pytest.mark.parametrize("durability", DURABILITIES)
 def test_workers_killed_at_random_points(
     tmp_path: Path, rounds: Callable[[int], Iterator[int]], durability: str, minutes: float
 ) -> None:
@@ -58,7 +61,7 @@ def test_workers_killed_within_a_write(
     """While another one goes on: on the log, on a new generation of it, and on the first of all."""
     for seed in rounds(2):
         path = tmp_path / str(seed)
-        options = {"compact_bytes": compact_bytes}
+        options = {"compact_bytes": compact_bytes, "durability": DURABILITIES[seed % 3]}
         with Crew(path, seed, shared=False, options=options) as crew:
 
             def kill(number: int, path: Path = path, crew: Crew = crew) -> None:

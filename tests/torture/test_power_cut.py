@@ -1,5 +1,6 @@
-"""C8, a power cut: with "always" all that was acknowledged is there; with "interval" what is there
-is the state after some commit, and no older than the interval. No hole, nothing invented."""
+"""C8, a power cut: with "always" all that was acknowledged is there; with "interval" and "never"
+what is there is the state after some commit, with "interval" no older than that. No hole, nothing
+invented."""
 
 from __future__ import annotations
 
@@ -249,6 +250,24 @@ def test_interval_leaves_a_prefix_no_older_than_the_interval(
             return past.needed(place, past.records[place - 1].seconds - INTERVAL - late)
 
         cut(past, path, fast_path / "ruins", random.Random(seed), 2_000 if minutes else 150, needed)
+        shutil.rmtree(path)
+
+
+def test_never_leaves_a_prefix(
+    tmp_path: Path,
+    fast_path: Path,
+    shim: Shim,
+    rounds: Callable[[int], Iterator[int]],
+    minutes: float,
+) -> None:
+    for seed in rounds(1):
+        path = tmp_path / str(seed)
+        options = {**OPTIONS, "durability": "never"}
+        past = run(path, shim, seed, 3, steps=80, lines=4, options=options)
+        # A new generation is brought to the disk whole, whoever waits for it.
+        assert any(record.op == "R" for record in past.records)
+        count = 2_000 if minutes else 150
+        cut(past, path, fast_path / "ruins", random.Random(seed), count, lambda place: 0)
         shutil.rmtree(path)
 
 

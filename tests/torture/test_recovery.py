@@ -14,10 +14,10 @@ import pytest
 
 from flask_hybridsession.core.change import Change
 from flask_hybridsession.providers.hybrid import HybridProvider
-from flask_hybridsession.providers.hybrid.words import EPOCH, Words
+from flask_hybridsession.providers.hybrid.words import EPOCH, POISONED, SYNCED, Words
 from tests.providers.hybrid.tools import NOW, PATIENCE, content, create, join, key, start
 
-from .crashes import die_before, killed, opened, signal_before
+from .crashes import die_before, die_before_line, killed, opened, signal_before
 
 WORKERS = 4
 
@@ -145,6 +145,29 @@ def test_c11_killed_in_recovery_at_each_step(
         step += 1
     assert step > 30, "the steps were not seen"
     assert opened(tmp_path) == expected
+
+
+def test_c11_killed_while_the_numbers_begin_anew(tmp_path: Path) -> None:
+    """Those of the boot before are never taken for this one's: they say what is on the disk."""
+    path = str(tmp_path / "sync")
+
+    def crash(line: int) -> None:
+        words = Words(path)
+        die_before_line(line, Words.new_boot)
+        words.new_boot(b"another boot now")
+
+    line = 0
+    went_on = True
+    while went_on:
+        words = Words(path)
+        words.new_boot(b"the boot before.")
+        words.view[SYNCED] = words.view[POISONED] = 7
+        line += 1
+        went_on = killed(crash, line)
+        words = Words(path)
+        words.new_boot(b"another boot now")
+        assert words.view[SYNCED] == words.view[POISONED] == 0
+    assert line > 4, "the lines were not seen"
 
 
 def test_c11_the_one_who_recovers_is_killed_while_another_waits(tmp_path: Path) -> None:

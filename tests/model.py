@@ -37,7 +37,8 @@ from flask_hybridsession.testing import FakeClock
 PATIENCE = 60.0
 START = 1_000_000.0
 
-KEYS = [sha256(b"%d" % number).hexdigest() for number in range(6)]
+#: Three that begin alike, and three more that do.
+KEYS = [sha256(b"%d" % number).hexdigest() for number in (1, 12, 21, 5, 6, 15)]
 #: The empty name, a name that is not valid Unicode, and one in another script.
 NAMES = ["a", "", "\ud800", "ключ"]
 #: Among them what begins a frame of the log, and more than a page.
@@ -307,6 +308,10 @@ def promises(provider: Provider) -> Collection[Promise]:
     return provider.promises
 
 
+def kinship(provider: Provider) -> int:
+    return provider.kinship
+
+
 def compact(provider: Any) -> None:
     provider.compact()
 
@@ -357,6 +362,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.handles = self.open_handles()
         self.announces = Promise.PURGE in self.handles[0].do(self.now, promises)
         self.compacts = self.handles[0].do(self.now, is_able_to_compact)
+        self.kinship = self.handles[0].do(self.now, kinship)
 
     def teardown(self) -> None:
         try:
@@ -468,14 +474,22 @@ class StoreMachine(RuleBasedStateMachine):
             key, change, self.now
         )
 
+    def kin(self, key: str) -> list[str]:
+        """What a session of ``key`` may be renamed to: see ``Provider.kinship``."""
+        return [other for other in KEYS if other.startswith(key[: self.kinship])]
+
     @rule(
         handle=which,
         old=some_key,
-        moves=st.lists(st.tuples(st.sampled_from(KEYS), some_grace), min_size=1, max_size=3),
+        moves=st.lists(
+            st.tuples(st.integers(0, len(KEYS) - 1), some_grace), min_size=1, max_size=3
+        ),
     )
     def rename(self, handle: int, old: int, moves: Any) -> None:
         key = self.key(old)
-        for new, grace in moves:
+        for number, grace in moves:
+            kin = self.kin(key)
+            new = kin[number % len(kin)]
             until = self.moment(grace)
             assert self.call(handle, "rename", key, new, self.now, until) == self.model.rename(
                 key, new, self.now, until

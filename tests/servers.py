@@ -10,6 +10,7 @@ from __future__ import annotations
 import getpass
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -61,10 +62,29 @@ class Server:
         assert self._process is None
         assert self._started(), self.output()
 
+    def freeze(self) -> None:
+        """It answers nobody until ``thaw``; connections to it stay open."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """What a crash does. ``start`` begins again with what is on the disk."""
+        self._signal(signal.SIGKILL)
+        assert self._process is not None
+        self._process.wait(LIMIT)
+        self._process = None
+
+    def _signal(self, which: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(which)
+
     def stop(self) -> None:
         process, self._process = self._process, None
         if process is None:
             return
+        process.send_signal(signal.SIGCONT)
         process.terminate()
         try:
             process.wait(LIMIT)

@@ -187,6 +187,8 @@ def test_c12_stopped_elsewhere_than_in_a_turn_holds_up_nobody(tmp_path: Path, pl
     with Stopped(place(tmp_path)) as stopped:
         for number in range(20 if place is not in_a_sync else 1):
             provider.commit(key(1), Change({"b": b"%d" % number}), NOW)
+        if place is in_a_compaction:
+            assert not provider.compact(), "another one is at it"
         assert provider.stats()["unsynced_commits"] == 0
         provider._check()
         stopped.go_on()

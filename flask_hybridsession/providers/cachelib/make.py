@@ -5,12 +5,15 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import cachelib
 
 from ...core.errors import ConfigError
+from .on_dynamodb import MadeDynamoDbCache
+from .on_mongodb import MadeMongoDbCache
 
 Made = TypeVar("Made")
 
@@ -48,17 +51,14 @@ def _files(given: dict[str, Any]) -> cachelib.BaseCache:
 
 def _redis(given: dict[str, Any]) -> cachelib.BaseCache:
     import redis
-    from redis.backoff import NoBackoff
-    from redis.retry import Retry
 
-    # Left to itself the client makes a visitor wait for seconds before it says that Redis is down.
-    # One more try is for the connection that a restarted server has closed.
-    waits = {
-        "socket_timeout": 1.0,
-        "socket_connect_timeout": 1.0,
-        "retry": Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
-    }
-    return _call(cachelib.RedisCache, {**waits, **given}, redis.Redis)
+    return _call(cachelib.RedisCache, given, redis.Redis)
+
+
+def _valkey(given: dict[str, Any]) -> cachelib.BaseCache:
+    import valkey
+
+    return _call(cachelib.ValkeyCache, given, valkey.Valkey)
 
 
 def _memcached(given: dict[str, Any]) -> cachelib.BaseCache:
@@ -71,28 +71,59 @@ def _memcached(given: dict[str, Any]) -> cachelib.BaseCache:
         # With several, a server that comes back brings back what was logged out meanwhile.
         raise ConfigError('MemcachedCache: write servers = "host:port", one server.')
     prefix = given.pop("key_prefix", None)
-    waits = {"timeout": 1.0, "connect_timeout": 1.0}
-    client = _call(PooledClient, {"server": servers, **waits, **given})
+    client = _call(PooledClient, {"server": servers, **given})
     return cachelib.MemcachedCache(client, key_prefix=prefix)
+
+
+def _uwsgi(given: dict[str, Any]) -> cachelib.BaseCache:
+    try:
+        import uwsgi  # noqa: F401  (a module that only uWSGI's own processes have)
+    except ImportError as error:
+        raise ConfigError(
+            "UWSGICache is the memory of a uWSGI server: run the app in it."
+        ) from error
+    return _call(cachelib.UWSGICache, given)
+
+
+def _mongodb(given: dict[str, Any]) -> cachelib.BaseCache:
+    import pymongo  # noqa: F401  (so that it is missed here)
+
+    return MadeMongoDbCache(**given)
+
+
+def _dynamodb(given: dict[str, Any]) -> cachelib.BaseCache:
+    from boto3.session import Session
+
+    place = partial(Session.resource, None, "dynamodb")
+    _check(cachelib.DynamoDbCache, given, place, MadeDynamoDbCache)
+    return MadeDynamoDbCache(**given)
 
 
 TYPES: Mapping[str, Callable[[dict[str, Any]], cachelib.BaseCache]] = {
     "SimpleCache": _memory,
     "FileSystemCache": _files,
     "RedisCache": _redis,
+    "ValkeyCache": _valkey,
     "MemcachedCache": _memcached,
+    "UWSGICache": _uwsgi,
+    "MongoDbCache": _mongodb,
+    "DynamoDbCache": _dynamodb,
 }
 
 
 def _call(make: Callable[..., Made], given: dict[str, Any], *through: Callable[..., Any]) -> Made:
     """Call it. ``through`` is what it hands on the parameters that it does not know."""
+    _check(make, given, *through)
+    return make(**given)
+
+
+def _check(make: Callable[..., Any], given: Iterable[str], *through: Callable[..., Any]) -> None:
     accepted = {name: None for call in (make, *through) for name in _parameters(call)}
     wrong = [name for name in given if name not in accepted]
     missing = [name for name in _parameters(make, needed=True) if name not in given]
     if wrong or missing:
         what = f"does not know {', '.join(wrong)}" if wrong else f"needs {', '.join(missing)}"
         raise ConfigError(f"{make.__name__} {what}. It takes {', '.join(accepted)}.")
-    return make(**given)
 
 
 def _parameters(call: Callable[..., Any], needed: bool = False) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from math import ceil, inf
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,13 +16,16 @@ import cachelib
 
 from ...core import clock
 from ...core.blob import Gone, Trail, pack, unpack
+from ...core.breaker import Breaker
 from ...core.change import Change, Record, decide
 from ...core.errors import ConfigError, CorruptData, KeyTaken, ProviderError, SessionGone
 from ...core.keylocks import held
 from ...core.lifetime import COOKIE_CAP
-from ...core.provider import Promise, Provider
+from ...core.provider import Promise, Provider, Remote
 from .make import make_cache
-from .tame import checked_prefix, failed, tame
+from .names import checked_prefix
+from .tame import is_remote, tame
+from .waits import RefusedError, failed, within
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -57,18 +61,28 @@ class CachelibProvider(Provider):
     processes they do not.
 
     Expired sessions go without being announced. A call that the cache says it failed at, or fails
-    at silently, is ``ProviderUnavailable``; so is a session larger than memcached's items (1 MB,
-    unless it was started with ``-I``).
+    at silently, is ``ProviderUnavailable``; so is a session larger than its items may be.
 
-    Raises ``ConfigError`` for what no care of ours can make safe: ``NullCache``, ``DynamoDbCache``
-    (it may answer with what was true a moment ago), a Redis client that decodes what it reads, and
+    Where the cache talks to a server, ``CachelibProvider(cache)`` makes a provider that is
+    ``Remote``: the calls of a request take ``budget`` seconds at most, whatever timeouts the
+    clients of Redis, Valkey, memcached and MongoDB have (a cluster's or a sentinel's client keeps
+    its own). For DynamoDB that holds if the cache is made from settings.
+
+    Raises ``ConfigError`` for what no care of ours can make safe: ``NullCache``, a uWSGI cache of
+    another server or one that evicts, a Redis client that decodes what it reads, and
     ``MemcachedCache`` over any client but pymemcache's, which alone neither unpickles nor answers
     "not there" when it means "not reached".
     """
 
     promises = frozenset({Promise.FINAL})
 
-    def __init__(self, cache: cachelib.BaseCache, key_prefix: str = "session:") -> None:
+    def __new__(cls, cache: cachelib.BaseCache, *_: Any, **__: Any) -> Self:
+        remote = is_remote(cache) and not issubclass(cls, Remote)
+        return super().__new__(type(cls.__name__, (_Remote, cls), {}) if remote else cls)
+
+    def __init__(
+        self, cache: cachelib.BaseCache, key_prefix: str = "session:", budget: float = 0.25
+    ) -> None:
         self._cache = tame(cache)
         self._prefix = checked_prefix(key_prefix, "SESSION_KEY_PREFIX")
         self._sweep: Callable[[], object] | None = getattr(self._cache, "sweep", None)
@@ -81,12 +95,14 @@ class CachelibProvider(Provider):
         """Take ``SESSION_CACHELIB``, or ``cache`` in ``SESSION_OPTIONS``, or make one by them.
 
         Each may say which to make: ``{"type": "FileSystemCache", "cache_dir": "..."}``, that is one
-        of ``make.TYPES`` and its parameters. Raises ``ConfigError``.
+        of ``make.TYPES`` and its parameters. ``budget`` may stand beside them. Raises
+        ``ConfigError``.
         """
         options = dict(settings.options)
+        budget = {"budget": options.pop("budget")} if "budget" in options else {}
         if settings.cachelib is not None:
             given = settings.cachelib
-        elif "cache" in options:
+        elif "cache" in options and "type" not in options:
             given = options.pop("cache")
         else:
             given, options = options, {}
@@ -95,11 +111,13 @@ class CachelibProvider(Provider):
                 "SESSION_OPTIONS says more than the cache that is given: "
                 f"remove {', '.join(sorted(options))}."
             )
-        made = make_cache(given) if isinstance(given, Mapping) else given
-        provider = cls(made, settings.key_prefix)
-        if made is not given and hasattr(made, "_write_client"):
-            provider._disconnect = made._write_client.close
-        return provider
+        if isinstance(given, Mapping):
+            given = make_cache(
+                {**given, **budget} if given.get("type") == "DynamoDbCache" else given
+            )
+        if budget and isinstance(given, cachelib.BaseCache) and not is_remote(given):
+            raise ConfigError(f"{type(given).__name__} waits for no server: remove budget.")
+        return cls(given, settings.key_prefix, **budget)
 
     def load(self, key: str, now: float) -> Record | None:
         trail = Trail(key, now)
@@ -273,13 +291,46 @@ class CachelibProvider(Provider):
             return call(*args)
         except ProviderError:
             raise
+        except RefusedError as error:
+            raise failed(str(error)) from error
         except Exception as error:
             raise failed(type(error).__name__) from error
+
+
+class _Remote(CachelibProvider, Remote):
+    """Over a cache that talks to a server."""
+
+    def __init__(
+        self, cache: cachelib.BaseCache, key_prefix: str = "session:", budget: float = 0.25
+    ) -> None:
+        super().__init__(cache, key_prefix)
+        self._away: tuple[type[Exception], ...] = self._cache.away
+        self.breaker = Breaker(self._probe, budget=budget)
+
+    def close(self) -> None:
+        self.breaker.close()
+        super().close()
+
+    def _ask(self, call: Callable[..., Any], *args: Any) -> Any:
+        if call == self._sweep:
+            return super()._ask(call, *args)  # nobody waits for it, and it may take long
+        return super()._ask(self.breaker.call, partial(self._in_time, call, args))
+
+    def _in_time(self, call: Callable[..., Any], args: tuple[Any, ...], seconds: float) -> Any:
+        try:
+            return within(seconds, call, *args)
+        except self._away as error:
+            raise failed(type(error).__name__) from error
+
+    def _probe(self, seconds: float) -> None:
+        self._in_time(self._cache.get, (self._prefix + "probe",), seconds)
 
 
 def _read(kind: type[Entry], blob: object, key: str) -> Entry | None:
     if blob is None:
         return None
+    if not isinstance(blob, bytes):
+        raise CorruptData(f"session {key[:12]}... is stored as something else than bytes")
     entry = unpack(blob, key)
     if not isinstance(entry, kind):
         raise CorruptData(f"session {key[:12]}... has a mark and a record mixed up")

@@ -1,46 +1,70 @@
-"""A new log generation: the live sessions as a snapshot, then the commits made meanwhile.
+"""The next generation: a log of the live sessions and a packed image, then what came meanwhile.
 
-The new file is complete and on the disk, and so is its name, before anything is appended to it or
-acknowledged on it. A crash at any step leaves the old log or the new one, each of them complete.
+The image is copied in slices, each as it stands by then: LMDB cannot use a page again that a long
+transaction might look at, and grows with each write beside one. The old log says which sessions
+were changed since the first slice; these are copied again, until few are left. The last of them
+are copied as the only writer.
+
+The new log is complete and on the disk, and so is its name, before anything is appended to it or
+acknowledged on it. A crash at any step leaves the old log or the new one, each of them complete,
+and an image that belongs to it, or none: then it is made from the log.
 """
 
 from __future__ import annotations
 
+import itertools
+import logging
 import os
 import secrets
 import time
+from collections.abc import Callable, Iterable, Iterator
 from fcntl import LOCK_EX, LOCK_NB, flock
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...core import clock
-from .frame import IN_SNAPSHOT, SNAPSHOT, Frame, Header
-from .image import META, Image, Meta, unpack_meta
+from ...core.errors import CorruptData
+from .frame import IN_SNAPSHOT, RENAME, SNAPSHOT, Frame, Header, parse_rename
+from .image import FORMAT, META, Image, Meta, boot_id, decode, pack_meta, unpack_meta
 from .log import Log, remove, sync_directory
+from .words import SYNCED, next_epoch
 
 if TYPE_CHECKING:
     from .store import Store, Turn
 
-#: Sessions written between two offers of the processor to the requests of this worker.
-_SLICE = 32
+T = TypeVar("T")
+logger = logging.getLogger("flask_hybridsession.hybrid")
+
+#: Sessions that are copied in one go.
+_SLICE = 64
+#: Sessions in a transaction of the new image.
+_CHUNK = 8192
 #: Bytes of tail that a writer may have to wait for.
-_SHORT = 1 << 16
+_SHORT = 1 << 14
+#: Seconds of the processor at a stretch, and of rest after it: requests come first.
+_STRETCH, _REST = 0.001, 0.001
+#: Times that the tail is copied beside the writers, at most.
+_ROUNDS = 30
+#: Bytes between two syncs of the new log: one sync of it all would keep other files waiting.
+_SYNC = 16 << 20
 
 
 class Abandoned(Exception):
-    """The log in hand is not the log any more, or somebody needs the image for himself."""
+    """The log in hand is not the log any more, or this worker forks or ends."""
 
 
 def compact(store: Store) -> bool:
     """Write a new generation beside the writers. False when another worker is at it, or was."""
-    fd = os.open(store.path("compact"), os.O_RDWR | os.O_CREAT, 0o600)
-    path = store.path("log.new")
+    fd = os.open(store.path("compact"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         flock(fd, LOCK_EX | LOCK_NB)
-        try:
-            old, new, position = _beside(store, path)
-            store.write(False, switch, old, new, position, path)
-        finally:
-            remove(path)
+        with store.building():
+            successor = Successor(store)
+            try:
+                successor.build()
+                store.write(False, switch, successor)
+            finally:
+                successor.close()
     except (BlockingIOError, Abandoned):
         return False
     finally:
@@ -48,73 +72,237 @@ def compact(store: Store) -> bool:
     return True
 
 
-def _beside(store: Store, path: str) -> tuple[Log, Log, int]:
-    """The old log; the new one, synced, with all but the last commits; where these begin."""
-    begin = store.enter()
-    try:
-        txn = begin()
+class Successor:
+    """The next generation in the making: the files ``log.new`` and ``image.new``."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._meta = meta = store.meta()
+        old = Log.open(store.path("log"))
+        if old is None or old.generation != meta.generation:
+            raise Abandoned
+        self.old = old
+        self._log: Log | None = None
+        #: What the old log says up to here is in the new image, and in the new log if there is one.
+        self._position = meta.position
+        self._damaged = False
+        self._began = time.thread_time()
+        self._remove_files()
+        space = store.read(lambda _, image: image.env.info()["map_size"])
+        self._image = Image(store.path("image.new"), space)
+        self._txn: Any = None
+        self._changes = 0
+
+    def close(self) -> None:
+        """Take away what was not put in place."""
+        if self._txn is not None:
+            self._txn.abort()
+        self._image.close()
+        self._remove_files()
+
+    def _remove_files(self) -> None:
+        for name in ("log.new", "image.new", "image.new-lock"):
+            remove(self._store.path(name))
+
+    # Beside the writers
+
+    def build(self) -> None:
+        """Be complete but for the last few commits, and on the disk."""
+        read = self._store.read
+        start: bytes | None = b""
+        while start is not None:
+            found, start = read(_some, start)
+            for key, blob in found:
+                self._put(key, blob, append=True)
+            self._rest()
+        self._catch_up()
+        self._meta = read(self._exact)
+        self._commit()
+        txn = self._image.begin()
         try:
-            meta = Meta._make(unpack_meta(txn.get(META)))
-            old = Log.open(store.path("log"))
-            if old is None or old.generation != meta.generation:
-                raise Abandoned
-            new = snapshot(store.image, txn, path, meta.generation + 1, meta.sequence, store)
+            generation = self._meta.generation + 1
+            path = self._store.path("log.new")
+            self._log = snapshot(
+                self._image, txn, path, generation, self._meta.sequence, self._rest
+            )
         finally:
             txn.abort()
-    finally:
-        store.tickets.append(begin)
-    position = meta.position
-    for _ in range(100):
-        latest = store.meta()
-        if latest.generation != meta.generation:
+        self._catch_up()
+        self._log.sync()
+        self._catch_up()
+        self._commit()
+
+    def _catch_up(self) -> None:
+        for turn in range(_ROUNDS):
+            meta = self._store.meta()
+            length = meta.position - self._position
+            # One that always rests would never reach those that do not.
+            self._follow(meta, self._store.read, self._look_up if turn else self._rest)
+            if length < _SHORT:
+                break
+
+    def _exact(self, txn: Any, image: Image) -> Meta:
+        """Have in the new image what ``txn`` sees, no more and no less."""
+        meta = Meta._make(unpack_meta(txn.get(META)))
+        self._follow(meta, _reader(txn, image), _never)
+        return meta
+
+    def _follow(self, meta: Meta, read: Callable[..., Any], rest: Callable[[], None]) -> None:
+        """Copy again all that was changed since: first it goes, so that aliases can move."""
+        if meta.generation != self.old.generation:
             raise Abandoned
-        copy(old, new, position, latest.position)
-        done, position = position, latest.position
-        if position - done < _SHORT:
-            break
-    new.sync()
-    return old, new, position
+        keys: set[bytes] = set()
+        for frames in _slices(self.old.tail(self._position, meta.position)):
+            if self._log is not None:
+                self._log.append(b"".join(map(self._log.packed, frames)))
+            for frame in frames:
+                keys.add(frame.key)
+                if frame.op == RENAME:
+                    keys.add(parse_rename(frame.data)[0])
+            rest()
+        for some in _slices(keys):
+            for key in some:
+                self._remove(key)
+            rest()
+        for some in _slices(keys):
+            for key, blob in read(_these, some):
+                self._put(key, blob)
+            rest()
+        self._position = meta.position
+
+    def _rest(self) -> None:
+        """Leave the processor to the requests, when it is time."""
+        if time.thread_time() - self._began > _STRETCH:
+            self._look_up()
+            time.sleep(_REST)
+            self._began = time.thread_time()
+
+    def _look_up(self) -> None:
+        if self._store.is_leaving():
+            raise Abandoned
+
+    # The new image
+
+    def _writing(self) -> Any:
+        self._changes += 1
+        if self._changes % _CHUNK == 0:
+            self._commit()
+        if self._txn is None:
+            self._txn = self._image.begin(write=True)
+        return self._txn
+
+    def _commit(self) -> None:
+        if self._txn is not None:
+            txn, self._txn = self._txn, None
+            txn.commit()
+
+    def _remove(self, key: bytes) -> None:
+        txn = self._writing()
+        state = self._image.get(txn, key)
+        if state is not None:
+            self._image.remove(txn, key, state)
+
+    def _put(self, key: bytes, blob: bytes, append: bool = False) -> None:
+        try:
+            state = decode(key.hex(), blob)
+        except CorruptData as error:
+            self._damaged = True
+            logger.error("it is left out of the new session log, the old one is kept: %s", error)
+            return
+        txn = self._writing()
+        txn.put(key, blob, True, True, append, self._image.sessions)
+        self._image.put_marks(txn, key, state)
+
+    # As the only writer
+
+    def take_over(self, turn: Turn, meta: Meta) -> None:
+        """Copy the rest, and put both files in their place."""
+        store, log = self._store, self._log
+        if log is None:
+            raise Abandoned
+        read = _reader(turn.txn, turn.image)
+        self._follow(meta, read, _never)
+        txn = self._writing()
+        for lease in read(_leases):
+            txn.put(*lease, db=self._image.locks)
+        size = log.size()
+        meta = Meta(
+            FORMAT, boot_id(), log.device, log.inode, log.generation, size, meta.sequence, size
+        )
+        txn.put(META, pack_meta(*meta))
+        self._commit()
+        self._image.close()  # its lock file is of another name: who opens it next makes a new one
+        if self._damaged:
+            set_aside(store.directory)
+        install(log, store.path("log.new"), store.directory)
+        remove(store.path("image-lock"))
+        os.rename(store.path("image.new"), store.path("image"))
+        store.view[SYNCED] = meta.sequence
+        next_epoch(store.view)
+
+
+def switch(turn: Turn, successor: Successor) -> None:
+    """Let the next generation begin."""
+    successor.take_over(turn, Meta._make(unpack_meta(turn.txn.get(META))))
+
+
+def _slices(things: Iterable[T]) -> Iterator[list[T]]:
+    left = iter(things)
+    while some := list(islice(left, _SLICE)):
+        yield some
+
+
+def _some(txn: Any, image: Image, start: bytes) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
+    """The sessions from ``start`` on, and where to go on."""
+    found = list(islice(image.scan(txn, start), _SLICE))
+    return found, found[-1][0] + b"\0" if len(found) == _SLICE else None
+
+
+def _these(txn: Any, image: Image, keys: list[bytes]) -> list[tuple[bytes, bytes]]:
+    """Those of the sessions that are there."""
+    with txn.cursor(image.sessions) as cursor:
+        return cursor.getmulti(keys)  # type: ignore[no-any-return]
+
+
+def _leases(txn: Any, image: Image) -> list[tuple[bytes, bytes]]:
+    with txn.cursor(image.locks) as cursor:
+        return list(cursor)
+
+
+def _reader(txn: Any, image: Image) -> Callable[..., Any]:
+    """What ``Store.read`` is, within a transaction."""
+    return lambda work, *args: work(txn, image, *args)
+
+
+def _never() -> None:
+    """Somebody waits: no rest."""
 
 
 def snapshot(
-    image: Image, txn: Any, path: str, generation: int, base: int, store: Store | None = None
+    image: Image,
+    txn: Any,
+    path: str,
+    generation: int,
+    base: int,
+    rest: Callable[[], None] = _never,
 ) -> Log:
-    """A new log with the sessions that ``txn`` sees. Given a ``store``, stay out of its way."""
+    """A new log with the sessions that ``txn`` sees."""
     count = txn.stat(image.sessions)["entries"]
     salt = secrets.randbits(32)
     log = Log.create(path, Header(generation, base, count, salt, clock.now()))
-    frames: list[bytes] = []
-    for place, (key, blob) in enumerate(image.scan(txn), IN_SNAPSHOT + 1):
-        frames.append(log.packed(Frame(SNAPSHOT, key, blob, place, 0, base)))
-        if len(frames) == _SLICE:
-            log.append(b"".join(frames))
-            frames.clear()
-            if store is not None:
-                if store.draining:
-                    raise Abandoned
-                time.sleep(0)
-    log.append(b"".join(frames))
+    places = itertools.count(IN_SNAPSHOT + 1)
+    unsynced = 0
+    for some in _slices(image.scan(txn)):
+        data = b"".join(
+            log.packed(Frame(SNAPSHOT, key, blob, next(places), 0, base)) for key, blob in some
+        )
+        log.append(data)
+        unsynced += len(data)
+        if unsynced > _SYNC:
+            log.sync()
+            unsynced = 0
+        rest()
     return log
-
-
-def copy(old: Log, new: Log, start: int, end: int) -> None:
-    """Append the old log's frames between two positions."""
-    frames: list[bytes] = []
-    for frame in old.tail(start, end):
-        frames.append(new.packed(frame))
-        if len(frames) == _SLICE:
-            new.append(b"".join(frames))
-            frames.clear()
-    new.append(b"".join(frames))
-
-
-def switch(turn: Turn, old: Log, new: Log, position: int, path: str) -> None:
-    """As the only writer: copy the rest and put the new log in the old one's place."""
-    if turn.log.generation != old.generation:
-        raise Abandoned
-    copy(old, new, position, turn.position)
-    install(new, path, os.path.dirname(path))
-    turn.switch(new)
 
 
 def install(new: Log, path: str, directory: str) -> None:
@@ -122,6 +310,12 @@ def install(new: Log, path: str, directory: str) -> None:
     new.sync()
     os.rename(path, os.path.join(directory, "log"))
     sync_directory(directory)
+
+
+def set_aside(directory: str) -> None:
+    """Keep the log that is about to be replaced under another name."""
+    name = f"damaged-{clock.now():.6f}"
+    os.link(os.path.join(directory, "log"), os.path.join(directory, name))
 
 
 def replace(image: Image, directory: str, meta: Meta, generation: int) -> tuple[Log, Meta]:

@@ -200,6 +200,16 @@ class Image:
         for alias, until in state.aliases:
             self.remove_alias(txn, alias, until)
 
+    def put_marks(self, txn: Any, key: bytes, state: State) -> None:
+        """Make all index entries of a session that is new here."""
+        record = state.record
+        if record.deadline != inf:
+            txn.put(due_key(record.deadline, key), b"", True, True, False, self.deadlines)
+        if record.user is not None:
+            txn.put(user_key(record.user) + key, b"", True, True, False, self.users)
+        for alias, until in state.aliases:
+            self.put_alias(txn, alias, key, until)
+
     def put_alias(self, txn: Any, alias: bytes, target: bytes, until: float) -> None:
         """Let ``alias`` lead to ``target``; its end stands among the deadlines."""
         txn.put(alias, _ALIAS.pack(target, until), True, True, False, self.aliases)

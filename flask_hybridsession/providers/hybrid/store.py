@@ -74,7 +74,6 @@ class Turn:
         "log",
         "position",
         "sequence",
-        "switched",
         "synced",
         "txn",
     )
@@ -90,7 +89,6 @@ class Turn:
         self.synced = synced
         self.frames: list[bytes] = []
         self.dirty = False
-        self.switched: Log | None = None
 
     def add(self, op: int, key: bytes, data: bytes, previous: int) -> None:
         """Log one thing, as commit number ``sequence + 1``."""
@@ -100,13 +98,10 @@ class Turn:
             pack_parts(op, key, data, sequence, previous, self.synced, log.generation, log.salt)
         )
 
-    def switch(self, log: Log) -> None:
-        """Go on with another log, which is complete and in place."""
-        self.switched = log
-
 
 #: What threads of a store wait for one another with.
 _LOCKS: dict[str, Callable[[], Any]] = {
+    "_building": lambda: threading.Lock(),
     "_gate": lambda: threading.Lock(),
     "_mutex": lambda: threading.RLock(),
     "_sync_lock": lambda: threading.Lock(),
@@ -133,11 +128,10 @@ class Store:
         self.epoch = -1
         # A reader takes a ticket and gives it back: who holds all of them is alone.
         self.tickets: list[Callable[..., Any]] = []
-        self.draining = False
         self._made = 0
         for name in _LOCKS:
             vars(self).pop(name, None)
-        self._busy = False
+        self._busy = self._leaving = False
         self._lock_fd = -1
         self._unsynced = False
         self._keeper: threading.Thread | None = None
@@ -165,12 +159,12 @@ class Store:
     def enter(self) -> Callable[..., Any]:
         """A ticket: the function that begins a transaction. Append it to ``tickets`` afterwards."""
         while True:
+            if self.image is None or self.view[EPOCH] != self.epoch:
+                self._ready()
             try:
                 return self.tickets.pop()
             except IndexError:
                 pass
-            if self.image is None or self.view[EPOCH] != self.epoch:
-                self._ready()
             if self._keeper is None:
                 self._keep()
             with self._gate:
@@ -210,18 +204,14 @@ class Store:
 
     def _drain(self) -> None:
         """Take all tickets: from here on nobody reads. The mutex is held."""
-        self.draining = True
-        try:
-            got = 0
-            while got < self._made:
-                try:
-                    self.tickets.pop()
-                    got += 1
-                except IndexError:
-                    time.sleep(0.0002)
-            self._made = 0
-        finally:
-            self.draining = False
+        got = 0
+        while got < self._made:
+            try:
+                self.tickets.pop()
+                got += 1
+            except IndexError:
+                time.sleep(0.0002)
+        self._made = 0
 
     def _grow(self) -> None:
         with self._mutex, self._gate:
@@ -331,9 +321,7 @@ class Store:
                 if position > self._compact_at:
                     self._start_compaction()
                 return result, sequence
-            if turn.switched is not None:
-                self._switch(turn, turn.switched, boot)
-            elif turn.dirty:
+            if turn.dirty:
                 txn.commit()
             else:
                 txn.abort()
@@ -410,7 +398,7 @@ class Store:
         if there is not None:
             generation = max(generation, there.generation + 1)
             if there.inode != meta.inode and there.generation != meta.generation + 1:
-                set_aside(self.directory)
+                _compact.set_aside(self.directory)
         logger.error("session log of generation %d is lost; writing it anew", meta.generation)
         self.log, meta = _compact.replace(self.image, self.directory, meta, generation)
         self.view[SYNCED] = meta.sequence
@@ -421,15 +409,6 @@ class Store:
         """A directory that was deleted, or made anew, is another store."""
         if identity(self.path("lock")) != identity(self._lock_fd):
             raise _Moved
-
-    def _switch(self, turn: Turn, log: Log, boot: bytes) -> None:
-        size = log.size()
-        meta = Meta(FORMAT, boot, log.device, log.inode, log.generation, size, turn.sequence, size)
-        turn.txn.put(META, pack_meta(*meta))
-        turn.txn.commit()
-        self.log = log
-        self.view[SYNCED] = turn.sequence
-        self._plan(size)
 
     def _cut_back(self) -> None:
         """After a failure: the log ends where the image says, committed or not."""
@@ -550,12 +529,23 @@ class Store:
 
     def _compact_once(self) -> None:
         try:
-            _compact.compact(self)
+            if _compact.compact(self):
+                return  # who opens what is there now plans the next one
         except Exception as error:
             logger.error("the session log could not be compacted: %s", error)
         if self._compact_at == inf and self.image is not None:
             position = self.meta().position
             self._compact_at = position * 1.1 + self.tuning.compact_bytes
+
+    @contextmanager
+    def building(self) -> Iterator[None]:
+        """While another image than ours is open. It must not cross a fork either."""
+        with self._building:
+            yield
+
+    def is_leaving(self) -> bool:
+        """Whether this worker is about to fork or to end: what takes long is given up."""
+        return self._leaving or self._stop.is_set()
 
     # Opening and closing
 
@@ -661,7 +651,7 @@ class Store:
                     log = None
             elif found.damage:
                 log = None
-                set_aside(self.directory)
+                _compact.set_aside(self.directory)
                 logger.error(
                     "the session log is damaged, a copy is kept as damaged-*: %s",
                     "; ".join(found.damage[:10]),
@@ -716,14 +706,18 @@ class Store:
 
     def pause(self) -> None:
         """Finish and close, and let nobody begin anything before ``resume``."""
+        self._leaving = True
+        self._building.acquire()
         self._sync_lock.acquire()
         self._mutex.acquire()
         self._shut()
 
     def resume(self) -> None:
         """Go on: the next call opens the files again."""
+        self._leaving = False
         self._mutex.release()
         self._sync_lock.release()
+        self._building.release()
 
     def forget(self) -> None:
         """In a forked child: begin anew with the next call."""
@@ -774,12 +768,6 @@ def _synced(log: Log, view: Any) -> bool:
             view[POISONED] = log.generation
             logger.error("the session log failed to sync (%s)", error)
     return bool(view[POISONED] != log.generation)
-
-
-def set_aside(directory: str) -> None:
-    """Keep the log that is about to be replaced under another name."""
-    name = f"damaged-{clock.now():.6f}"
-    os.link(os.path.join(directory, "log"), os.path.join(directory, name))
 
 
 def _next_generation(directory: str) -> int:

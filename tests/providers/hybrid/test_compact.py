@@ -13,6 +13,7 @@ import pytest
 
 from flask_hybridsession.core.change import Change
 from flask_hybridsession.providers.hybrid import HybridProvider, compact, frame
+from flask_hybridsession.providers.hybrid.image import Image
 from flask_hybridsession.providers.hybrid.log import Log
 
 from .tools import NOW, content, create, join, key, run, start
@@ -137,10 +138,13 @@ def dies_before(monkey: pytest.MonkeyPatch, owner: Any, name: str, times: int = 
         (Log, "append", 2),
         (Log, "sync", 1),
         (compact, "switch", 1),
+        (Log, "size", 1),
+        (Image, "close", 1),
         (Log, "sync", 2),
         (os, "rename", 1),
         (compact, "sync_directory", 1),
-        (Log, "size", 1),
+        (os, "rename", 2),
+        (compact, "next_epoch", 1),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )

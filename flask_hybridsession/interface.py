@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -124,6 +125,10 @@ class HybridSessionInterface(SessionInterface):
         if not isinstance(session, HybridSessionMapping) or session._closed:
             return
         seen = session._loaded
+        unhandled = sys.exc_info()[1]
+        if isinstance(unhandled, ProviderUnavailable) and response.status_code == 500:
+            # An error handler raised it, as a page for a 404 may that greets the user.
+            self._replace(app, session, response, unhandled)
         try:
             if seen or not self._ignores_unseen:
                 self.manager.save(session)

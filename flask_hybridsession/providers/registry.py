@@ -27,6 +27,8 @@ BUILT_IN = {
     "functions": f"{__package__}.functions:FunctionsProvider",
     "hybrid": f"{__package__}.hybrid:HybridProvider",
     "memory": f"{__package__}.memory:MemoryProvider",
+    "sql": f"{__package__}.sql:SqlProvider",
+    "redis": f"{__package__}.redis:RedisProvider",
 }
 
 #: The module of a driver -> the extra that installs it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from flask_hybridsession.core import clock, ids, saving
 from flask_hybridsession.core.change import Change
 from flask_hybridsession.core.codec import encode
 from flask_hybridsession.core.cookies import Action
-from flask_hybridsession.core.manager import Manager
+from flask_hybridsession.core.manager import MOST_DENIED, Manager
 from flask_hybridsession.core.session import Session
 from flask_hybridsession.core.settings import Settings
 from flask_hybridsession.testing import FakeClock, fake_clock
@@ -266,3 +267,160 @@ def test_a_deadline_follows_a_clock_that_is_set_back(fake_clock: FakeClock) -> N
     assert desk.values(sid) in ({"a": 2}, {})
     fake_clock.advance(100)
     assert desk.values(sid) == {}
+
+
+# -- what was to end while the provider could not answer -----------------------------------------
+
+
+def denied(desk: Desk, sid: str) -> None:
+    """A destroy that fails; by now, the provider answers again."""
+    desk.provider.down = {"destroy"}
+    with pytest.raises(ProviderUnavailable):
+        desk.session(sid).destroy()
+    desk.provider.down = set()
+
+
+def test_a_denied_session_ends_before_it_is_loaded(desk: Desk) -> None:
+    sid = desk.stored({"a": 1})
+    denied(desk, sid)
+    desk.provider.new_calls()
+    assert desk.values(sid) == {}
+    assert desk.provider.new_calls() == ["destroy", "load"]
+    assert desk.values(sid) == {}
+    assert desk.provider.new_calls() == ["load"], "it is confirmed, once"
+
+
+def test_an_alias_leads_to_no_denied_session(desk: Desk) -> None:
+    old, sid = desk.mint(), desk.mint()
+    now = clock.now()
+    desk.provider.commit(ids.key_of(old), Change({"a": encode(1)}, create=True), now)
+    desk.provider.rename(ids.key_of(old), ids.key_of(sid), now, now + 100)
+    assert desk.values(old) == {"a": 1}
+    denied(desk, sid)
+    desk.provider.down = {"destroy"}
+    with pytest.raises(ProviderUnavailable):
+        desk.values(old)
+    desk.provider.down = set()
+    assert desk.values(old) == {}
+
+
+def test_who_shows_an_alias_ends_its_session(desk: Desk) -> None:
+    old, sid = desk.mint(), desk.mint()
+    now = clock.now()
+    desk.provider.commit(ids.key_of(old), Change({"a": encode(1)}, create=True), now)
+    desk.provider.rename(ids.key_of(old), ids.key_of(sid), now, now + 100)
+    desk.provider.down = {"load"}
+    with pytest.raises(ProviderUnavailable):
+        desk.session(old).logout()
+    desk.provider.down = set()
+    assert desk.values(old) == {}
+    assert desk.values(sid) == {}
+
+
+@pytest.mark.parametrize("how", ["write", "regenerate", "commit"])
+def test_a_request_under_way_does_not_save_what_is_denied(desk: Desk, how: str) -> None:
+    sid = desk.stored({"a": 1})
+    slow = desk.session(sid)
+    slow["a"] = 2
+    if how == "regenerate":
+        slow.regenerate()
+    denied(desk, sid)
+    desk.provider.down = {"destroy"}
+    with pytest.raises(ProviderUnavailable):
+        slow.commit() if how == "commit" else desk.save(slow)
+    desk.provider.down = set()
+    desk.save(slow)
+    assert slow._cookie is Action.LEAVE
+    assert desk.values(sid) == desk.values(slow.sid) == {}
+    assert desk.provider.count(0) == 0
+
+
+def test_one_at_a_time_does_not_work_on_what_is_denied(desk: Desk) -> None:
+    sid = desk.stored({"a": 1})
+    session = desk.session(sid)
+    assert session["a"] == 1
+    denied(desk, sid)
+    with session.exclusive():
+        assert dict(session) == {}
+        session["a"] = 2
+    assert desk.values(sid) == {}
+
+
+def test_an_outage_within_a_block_is_never_an_empty_session() -> None:
+    desk = Desk(on_outage="ephemeral")
+    sid = desk.stored({"a": 1})
+    session = desk.session(sid)
+    assert session["a"] == 1
+    desk.provider.down = {"load"}
+    with pytest.raises(ProviderUnavailable), session.exclusive():
+        raise AssertionError("not to be reached")
+    assert not session.ephemeral
+    assert session["a"] == 1
+
+
+def test_an_ephemeral_session_is_no_ground_for_a_block() -> None:
+    desk = Desk(on_outage="ephemeral")
+    session = desk.session(desk.stored({"a": 1}))
+    desk.provider.down = {"load"}
+    with pytest.raises(ProviderUnavailable), session.exclusive():
+        raise AssertionError("not to be reached")
+    assert session.ephemeral
+    desk.provider.down = set()
+    with pytest.raises(ProviderUnavailable), session.exclusive():
+        raise AssertionError("not to be reached")
+
+
+def test_the_sweep_destroys_what_is_denied(desk: Desk) -> None:
+    sids = [desk.stored({"a": number}) for number in range(5)]
+    for sid in sids[:4]:
+        denied(desk, sid)
+    desk.provider.down = {"destroy"}
+    assert desk.sweep(clock.now(), 10) == 0
+    assert len(desk._denied) == 4
+    desk.provider.down = set()
+    assert desk.purge() == 0, "none of them had expired"
+    assert not desk._denied
+    assert desk.provider.count(0) == 1
+    assert desk.values(sids[4]) == {"a": 4}
+
+
+def test_of_several_that_are_to_end_all_are_denied(desk: Desk) -> None:
+    sids = []
+    for number in range(4):
+        session = desk.session()
+        session["a"] = number
+        session.login("ada")
+        desk.save(session)
+        sids.append(session.sid)
+    keep = ids.key_of(sids[1])
+    desk.provider.down = {"destroy"}
+    with pytest.raises(ProviderUnavailable):
+        desk.destroy_user(ids.user_token("ada"), keep)
+    for sid in sids:
+        if ids.key_of(sid) != keep:
+            with pytest.raises(ProviderUnavailable):
+                desk.values(sid)
+    assert desk.values(sids[1]) == {"a": 1}
+    desk.provider.down = set()
+    assert [desk.values(sid) for sid in sids] == [{}, {"a": 1}, {}, {}]
+
+
+def test_what_is_denied_takes_no_more_than_so_much_memory(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = desk.stored({"a": 1})
+    denied(desk, first)
+    desk.provider.down = {"load"}
+    for number in range(MOST_DENIED + 10):
+        desk.deny(f"{number:064x}")
+    assert len(desk._denied) == MOST_DENIED
+    assert any(record.levelno == logging.ERROR for record in caplog.records)
+    desk.provider.down = set()
+    assert desk.values(first) == {}, "the first ones are kept"
+
+
+def test_only_what_could_be_a_session_is_denied(desk: Desk) -> None:
+    desk.deny_presented(["", "junk", "../../etc/passwd", "é" * 43])
+    assert not desk._denied
+    desk.deny_presented([desk.mint(), desk.mint()])
+    assert len(desk._denied) == 2

@@ -88,6 +88,10 @@ def test_flasks_own_config_is_fine() -> None:
         ("SESSION_ID_LENGTH", 256, "id_length", 256),
         ("SESSION_KEY_PREFIX", "", "key_prefix", ""),
         ("SESSION_REDIS", "redis://x", "redis", "redis://x"),
+        ("SESSION_ON_OUTAGE", "unavailable", "on_outage", "unavailable"),
+        ("SESSION_ON_OUTAGE", "ephemeral", "on_outage", "ephemeral"),
+        ("SESSION_ON_OUTAGE", repr, "on_outage", repr),
+        ("SESSION_ON_OUTAGE", dict, "on_outage", dict),
     ],
 )
 def test_good_values(name: str, value: object, field: str, read_as: object) -> None:
@@ -127,6 +131,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"SESSION_ID_LENGTH": "32"}, "SESSION_ID_LENGTH must be a whole number"),
     ({"SESSION_ID_LENGTH": 32.0}, "SESSION_ID_LENGTH must be a whole number"),
     ({"SESSION_ID_LENGTH": True}, "SESSION_ID_LENGTH must be a whole number"),
+    *(
+        ({"SESSION_ON_OUTAGE": policy}, "SESSION_ON_OUTAGE must be")
+        for policy in ("", "503", None, 503, False, ["ephemeral"], lambda: "", turned)
+    ),
     ({"SESSION_KEY_PREFIX": None}, "SESSION_KEY_PREFIX must be a text"),
     ({"SESSION_KEY_PREFIX": b"x"}, "SESSION_KEY_PREFIX must be a text"),
     *(

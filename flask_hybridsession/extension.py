@@ -25,8 +25,8 @@ from .core.names import FLASHES
 from .core.provider import Lists, Provider, Remote, Reports
 from .core.settings import read_settings
 from .flash import add_to_templates
-from .interface import HybridSessionInterface
-from .providers.registry import make_provider
+from .interface import HybridSessionInterface, report_failure
+from .providers.registry import make_provider, with_database
 
 log = logging.getLogger("flask_hybridsession")
 
@@ -56,6 +56,7 @@ class HybridSession:
         self._managers: WeakKeyDictionary[Flask, Manager] = WeakKeyDictionary()
         self._load_user: Callable[[ids.UserId], Any] | None = None
         self._merges: dict[str, Merge] = {FLASHES: merge_flashes}
+        self._databases: list[Any] = []
         if app is not None:
             self.init_app(app)
 
@@ -68,6 +69,9 @@ class HybridSession:
             config["SESSION_TYPE"] = self._given
         settings = read_settings(config, os.path.join(app.instance_path, "sessions"))
         provider = make_provider(settings)
+        for database in self._databases:
+            provider = with_database(provider, database)
+        _watch(app, provider)
         manager = Manager(
             provider,
             settings,
@@ -103,6 +107,25 @@ class HybridSession:
         returns is stored. It may be called several times, and must not change its arguments.
         """
         self._merges[name] = function
+
+    def use_database(self, database: Any) -> None:
+        """Register one more database of sessions; the provider stays the one that decides.
+
+        ``database`` is a provider, or an object with ``load(key)`` and ``sync(payload)``: see
+        ``Database``. Each is told every change, in the order in which they were registered; what
+        the provider does not have is asked of them, and the first that has it wins. For all apps
+        that ``init_app`` is called with afterwards; later, for the current one, or the only one.
+        Raises ``ConfigError`` for what is no database, and what Flask raises for a setup that
+        comes after the first request.
+        """
+        if not self._managers:
+            self._databases.append(database)
+            return
+        manager = self._manager()
+        app = next(app for app, one in self._managers.items() if one is manager)
+        app._check_setup_finished("sessions.use_database")
+        manager.provider = with_database(manager.provider, database)
+        _watch(app, manager.provider)
 
     # -- what an operator asks ------------------------------------------------------------------
 
@@ -201,6 +224,21 @@ def _handle(record: Record) -> Handle:
 
 def _current_app() -> Flask:
     return current_app._get_current_object()  # type: ignore[attr-defined, no-any-return]
+
+
+def _watch(app: Flask, provider: Any) -> None:
+    """Report it when one of several databases falls behind."""
+    if not hasattr(provider, "on_failure"):
+        return
+    reference = ref(app)
+
+    def report(error: ProviderUnavailable) -> None:
+        app = reference()
+        if app is not None:
+            with nullcontext() if has_app_context() else app.app_context():
+                report_failure(app, error)
+
+    provider.on_failure = report
 
 
 _SIGNALS = {

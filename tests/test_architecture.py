@@ -119,8 +119,13 @@ def _height(room: str) -> int:
 
 
 def _one_provider(source: str, target: str) -> bool:
-    """Within one provider's own folder; or from the registry, which knows them all by name."""
+    """Within one provider's own folder; or from the registry, which knows them all by name.
+
+    ``tiered`` makes others, and asks the registry for them.
+    """
     parts = source.split(".")
+    if target == "providers.registry":
+        return parts[1] == "tiered"
     return parts[1:2] == ["registry"] or parts[:2] == target.split(".")[:2]
 
 

@@ -21,10 +21,10 @@ from flask_hybridsession.providers.registry import BUILT_IN
 
 from .overlap.web import Answer, Browser, Server, at_once, held, send_all, wait_for, watched
 
-CONDITIONAL = ("memory", "hybrid")
+CONDITIONAL = ("memory", "hybrid", "tiered")
 #: How many processes serve each provider. ``cachelib`` and ``functions`` promise nothing between
 #: processes, but say in their docstrings that the threads of one may rely on them.
-WORKERS = {"memory": 1, "hybrid": 2, "cachelib": 1, "functions": 1}
+WORKERS = {"memory": 1, "hybrid": 2, "tiered": 2, "cachelib": 1, "functions": 1}
 #: More than any test holds at once, even if one worker gets them all.
 THREADS = 40
 DAY = 86400.0

@@ -29,6 +29,7 @@ BUILT_IN = {
     "memory": f"{__package__}.memory:MemoryProvider",
     "sql": f"{__package__}.sql:SqlProvider",
     "redis": f"{__package__}.redis:RedisProvider",
+    "tiered": f"{__package__}.tiered:TieredProvider",
 }
 
 #: The module of a driver -> the extra that installs it.
@@ -53,6 +54,19 @@ def make_provider(settings: Settings) -> Provider:
         )
     with _driver_for(name):
         return _make(_find(name), settings)
+
+
+def with_database(provider: Provider, database: Any) -> Provider:
+    """The provider, followed by one more database. Use what it returns in its place.
+
+    Raises ``ConfigError`` for what is neither a provider nor has ``load`` and ``sync``.
+    """
+    tiered: Any = _find("tiered")
+    if isinstance(provider, tiered):
+        both: Provider = provider.with_database(database)
+    else:
+        both = tiered(provider, database)
+    return both
 
 
 @overload

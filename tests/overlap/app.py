@@ -239,7 +239,10 @@ def join(base: Any, mine: Any, theirs: Any) -> Any:
     return [*(theirs or []), *(mine or [])[len(base or []) :]]
 
 
-def options() -> dict[str, Any]:
+def options(name: str) -> dict[str, Any]:
+    if PROVIDER == "tiered":
+        follower = {"type": "hybrid", "directory": str(FOLDER / f"{name} too")}
+        return {"authority": "hybrid", "others": [follower]}
     if PROVIDER == "cachelib":
         return {"type": "FileSystemCache", "cache_dir": str(FOLDER / "cache")}
     if PROVIDER == "functions":
@@ -260,7 +263,7 @@ def options() -> dict[str, Any]:
 
 def make_app(name: str, **settings: Any) -> Flask:
     app = Flask(name)
-    app.config.update(settings, SESSION_TYPE=PROVIDER, SESSION_OPTIONS=options())
+    app.config.update(settings, SESSION_TYPE=PROVIDER, SESSION_OPTIONS=options(name))
     app.config["SESSION_DIR"] = str(FOLDER / name)
     HybridSession(app).merge("merged", join)
     app.register_blueprint(views)

@@ -20,11 +20,12 @@ from flask_hybridsession.core.provider import Promise
 from flask_hybridsession.providers.registry import BUILT_IN
 
 from .overlap.web import Answer, Browser, Server, at_once, held, send_all, wait_for, watched
+from .servers import Server as Backend
 
-CONDITIONAL = ("memory", "hybrid", "tiered")
+CONDITIONAL = ("memory", "hybrid", "tiered", "redis")
 #: How many processes serve each provider. ``cachelib`` and ``functions`` promise nothing between
 #: processes, but say in their docstrings that the threads of one may rely on them.
-WORKERS = {"memory": 1, "hybrid": 2, "tiered": 2, "cachelib": 1, "functions": 1}
+WORKERS = {"memory": 1, "hybrid": 2, "tiered": 2, "redis": 2, "cachelib": 1, "functions": 1}
 #: More than any test holds at once, even if one worker gets them all.
 THREADS = 40
 DAY = 86400.0
@@ -38,7 +39,10 @@ def test_no_provider_is_left_out() -> None:
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
+def servers(
+    tmp_path_factory: pytest.TempPathFactory, redis_server: Backend
+) -> Iterator[dict[str, Server]]:
+    urls = {"redis": f"redis://{redis_server.address}"}
     running: dict[str, Server] = {}
     files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(files[0], min(files[1], 4096)), files[1]))
@@ -46,7 +50,8 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Serv
         for name, workers in WORKERS.items():
             size = ("--workers", str(workers), "--threads", str(THREADS))
             folder = tmp_path_factory.mktemp(name)
-            running[name] = Server(folder, name, "--worker-class", "gthread", *size)
+            url = urls.get(name, "")
+            running[name] = Server(folder, name, "--worker-class", "gthread", *size, url=url)
         yield running
     finally:
         for server in running.values():

@@ -243,6 +243,8 @@ def options(name: str) -> dict[str, Any]:
     if PROVIDER == "tiered":
         follower = {"type": "hybrid", "directory": str(FOLDER / f"{name} too")}
         return {"authority": "hybrid", "others": [follower]}
+    if PROVIDER == "redis":
+        return {"budget": HELD}
     if PROVIDER == "cachelib":
         return {"type": "FileSystemCache", "cache_dir": str(FOLDER / "cache")}
     if PROVIDER == "functions":
@@ -265,6 +267,8 @@ def make_app(name: str, **settings: Any) -> Flask:
     app = Flask(name)
     app.config.update(settings, SESSION_TYPE=PROVIDER, SESSION_OPTIONS=options(name))
     app.config["SESSION_DIR"] = str(FOLDER / name)
+    app.config["SESSION_REDIS"] = os.environ["OVERLAP_URL"]
+    app.config["SESSION_KEY_PREFIX"] = f"{FOLDER.name}:{name}:"
     HybridSession(app).merge("merged", join)
     app.register_blueprint(views)
     session_expired.connect(expired, app)

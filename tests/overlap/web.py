@@ -37,7 +37,7 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
 class Server:
     """gunicorn with the app of this folder, on a socket that listens before it starts."""
 
-    def __init__(self, folder: Path, provider: str, *flags: str) -> None:
+    def __init__(self, folder: Path, provider: str, *flags: str, url: str = "") -> None:
         self.folder = folder
         self.ahead = 0.0
         self._log = folder / "log"
@@ -59,6 +59,7 @@ class Server:
                     "PYTHONPATH": str(ROOT),
                     "OVERLAP_FOLDER": str(folder),
                     "OVERLAP_PROVIDER": provider,
+                    "OVERLAP_URL": url,
                     "OVERLAP_WARM": "1" if "--preload" in flags else "",
                 },
                 pass_fds=[listener.fileno()],

@@ -18,12 +18,12 @@ from . import clock
 log = logging.getLogger("flask_hybridsession")
 
 #: Sessions destroyed in one go; requests get their turn in between.
-SLICE = 200
+SLICE = 500
 #: Seconds after which it looks again by itself: another process may have died before it swept,
 #: or the clock may have been set.
 LONGEST_SLEEP = 5.0
 #: Seconds that it rests after it has destroyed something: what is due by then goes in one go.
-SHORTEST_REST = 0.25
+SHORTEST_REST = 0.5
 #: Seconds that it leaves a provider alone after an error, at most.
 LONGEST_PAUSE = 60.0
 

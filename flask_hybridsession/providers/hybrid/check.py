@@ -112,8 +112,12 @@ def _index_problems(image: Image, txn: Any, stored: dict[bytes, bytes]) -> list[
         ("aliases", aliases, image.aliases),
     ):
         with txn.cursor(database) as cursor:
-            if sorted(expected) != list(cursor):
-                texts.append(f"image: the index of {name} is not what the sessions say")
+            found = list(cursor)
+        if database is image.deadlines:
+            # A burst of expiries leaves entries that lead nowhere, for a while.
+            found = [(due, kind) for due, kind in found if kind or due[8:] in stored]
+        if sorted(expected) != found:
+            texts.append(f"image: the index of {name} is not what the sessions say")
     return texts
 
 

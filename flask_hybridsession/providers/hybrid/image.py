@@ -26,6 +26,10 @@ FORMAT = 1
 META = b"meta"
 _DATABASES = (b"sessions", b"deadlines", b"users", b"aliases", b"locks")
 
+#: Fewer sessions than these are not many.
+_CROWD = 20_000
+_SAMPLES = 8
+
 _SPACE = 1 << 38
 _LEAST_SPACE = 1 << 26
 
@@ -77,6 +81,15 @@ def decode(key: str, blob: bytes) -> State:
     except (ValueError, TypeError):
         raise CorruptData(f"session {key[:12]}... cannot be read") from None
     return State(version, Record(key, values, created, touched, deadline, user, device), aliases)
+
+
+def decode_due(key: bytes, blob: bytes, now: float) -> State | None:
+    """The session if its deadline is past. What cannot be read is left to others."""
+    try:
+        state = decode(key.hex(), blob)
+    except CorruptData:
+        return None
+    return state if state.record.deadline <= now else None
 
 
 _DUE = Struct(">d32s")
@@ -200,6 +213,18 @@ class Image:
         for alias, until in state.aliases:
             self.remove_alias(txn, alias, until)
 
+    def remove_unread(self, txn: Any, key: bytes) -> None:
+        """Delete a session that cannot be read, and all that leads to it: it must be looked for."""
+        txn.delete(key, b"", self.sessions)
+        with txn.cursor(self.users) as cursor:
+            names = [entry for entry in cursor.iternext(values=False) if entry[32:] == key]
+        for entry in names:
+            txn.delete(entry, b"", self.users)
+        with txn.cursor(self.aliases) as cursor:
+            aliases = [(alias, data) for alias, data in cursor if data[:32] == key]
+        for alias, data in aliases:
+            self.remove_alias(txn, alias, _ALIAS.unpack(data)[1])
+
     def put_marks(self, txn: Any, key: bytes, state: State) -> None:
         """Make all index entries of a session that is new here."""
         record = state.record
@@ -221,6 +246,17 @@ class Image:
         txn.delete(alias, b"", self.aliases)
         if until != inf:
             txn.delete(due_key(until, alias), b"", self.deadlines)
+
+    def is_mostly_due(self, txn: Any, now: float) -> bool:
+        """Whether there are many sessions, and the deadline of nearly all is past: by samples."""
+        if txn.stat(self.sessions)["entries"] < _CROWD:
+            return False
+        with txn.cursor(self.sessions) as cursor:
+            due = sum(
+                cursor.set_range(os.urandom(32)) and decode_due(*cursor.item(), now) is not None
+                for _ in range(_SAMPLES)
+            )
+        return due >= _SAMPLES - 1
 
     def pop_due(self, txn: Any, now: float, limit: int) -> tuple[list[bytes], list[bytes]]:
         """Up to ``limit`` keys of sessions whose deadline is past, earliest first, and aliases.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import time
@@ -21,7 +22,7 @@ from ...core.provider import Checks, Compacts, Lists, Locks, Provider, Reports, 
 from .check import faults, problems
 from .compact import compact
 from .frame import CREATE, DESTROY, FORGET, MODIFY, RENAME, pack_change, pack_rename
-from .image import Image, State, decode, encode, user_key
+from .image import Image, State, decode, decode_due, encode, user_key
 from .recovery import renamed
 from .store import Closed, Tuning, Turn, abandon, acquire, release
 from .words import EPOCH, SYNCED
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ...core.settings import Settings
+
+logger = logging.getLogger("flask_hybridsession.hybrid")
 
 _DURABILITIES = ("always", "interval", "never")
 _LEASE = Struct("<16sd")
@@ -320,21 +323,75 @@ def _destroy(turn: Turn, key: bytes) -> bool:
 
 
 def _purge(turn: Turn, now: float, limit: int) -> list[Record]:
-    txn, image = turn.txn, turn.image
-    keys, aliases = image.pop_due(txn, now, limit)
+    """Destroy what is due, for a few milliseconds at most. Some may be due and not be seen yet."""
+    end = time.perf_counter() + _STRETCH
+    if limit >= _MANY and turn.image.is_mostly_due(turn.txn, now):
+        return _purge_neighbours(turn, now, limit, end)
     gone: list[Record] = []
+    while len(gone) < limit and time.perf_counter() < end:
+        keys, aliases = turn.image.pop_due(turn.txn, now, min(_FEW, limit - len(gone)))
+        if not keys and not aliases:
+            break
+        gone += _purge_these(turn, keys, now)
+        for alias in aliases:
+            _drop_alias(turn, alias)
+    return gone
+
+
+#: Seconds that a slice of purge may hold up the writers, the writing of its pages not counted.
+_STRETCH = 0.003
+#: Sessions that are taken from the index of deadlines in one go.
+_FEW = 50
+#: From this limit on it pays to look whether most sessions are due.
+_MANY = 100
+
+
+def _purge_these(turn: Turn, keys: list[bytes], now: float) -> list[Record]:
+    """Destroy the sessions whose entries were taken from the index."""
+    txn, image = turn.txn, turn.image
+    gone: list[Record] = []
+    turn.dirty = True
     with txn.cursor(image.sessions) as cursor:
         for key in keys:
-            blob = cursor.pop(key)
-            if blob is None:  # an entry that leads nowhere is gone now
-                turn.dirty = True
+            blob = cursor.get(key)
+            if blob is None:  # the entry led nowhere
                 continue
-            state = decode(key.hex(), blob)
+            try:
+                state = decode(key.hex(), blob)
+            except CorruptData as error:
+                logger.error("it was due, and is destroyed: %s", error)
+                turn.add(DESTROY, key, b"", 0)
+                image.remove_unread(txn, key)
+                continue
+            if state.record.deadline > now:  # the entry was of one that was here before
+                continue
+            cursor.delete()
             turn.add(DESTROY, key, b"", state.version)
             image.remove_marks(txn, key, state)
             gone.append(state.record)
-    for alias in aliases:
-        _drop_alias(turn, alias)
+    return gone
+
+
+def _purge_neighbours(turn: Turn, now: float, limit: int, end: float) -> list[Record]:
+    """Destroy what is due from somewhere on, in the order of keys.
+
+    Neighbours share pages, which become free instead of being written once for each session. Their
+    entries in the index of deadlines stay, and lead nowhere: they go together later, cheaply too.
+    """
+    txn, image = turn.txn, turn.image
+    gone: list[Record] = []
+    with txn.cursor(image.sessions) as cursor:
+        there = cursor.set_range(os.urandom(32)) or cursor.first()
+        while there and len(gone) < limit and time.perf_counter() < end:
+            key, blob = cursor.item()
+            state = decode_due(key, blob, now)
+            if state is None:
+                there = cursor.next()
+                continue
+            there = cursor.delete() and bool(cursor.key())
+            turn.add(DESTROY, key, b"", state.version)
+            image.remove_marks(txn, key, state)
+            gone.append(state.record)
     return gone
 
 

@@ -77,18 +77,19 @@ class Recovered:
             self.sessions[key] = data
             self.doubted.discard(key)
             return
+        if op == DESTROY:  # whatever it was
+            self.sessions.pop(key, None)
+            return
         state = self.state(key)
         if state is None or state.version != previous:
             self.sessions.pop(key, None)
-            if op != DESTROY:
-                self.damage.append(f"commit {sequence} continues {_named(key)}, which is lost")
+            self.damage.append(f"commit {sequence} continues {_named(key)}, which is lost")
             return
         del self.sessions[key]
         self.doubted.discard(key)
-        if op != DESTROY:
-            key, state = advance(key, state, frame)
-            self.sessions[key] = state
-            self.doubted.discard(key)
+        key, state = advance(key, state, frame)
+        self.sessions[key] = state
+        self.doubted.discard(key)
 
 
 def advance(key: bytes, state: State, frame: Frame) -> tuple[bytes, State]:

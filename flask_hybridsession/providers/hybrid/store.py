@@ -37,8 +37,10 @@ logger = logging.getLogger("flask_hybridsession.hybrid")
 
 
 _TRIES = 100
-#: Seconds between two slices of purge, for writers that wait.
-_COURTESY = 0.0003
+#: Seconds between two looks of a writer that waits, at most.
+_PAUSE = 0.0005
+#: Seconds between two slices of purge: writers that wait look more often.
+_COURTESY = 0.0006
 #: Seconds that one who purges waits for another who does.
 _SWEEPER = 1.0
 #: Seconds in which two changes of a directory may get the same time: file systems take that of the
@@ -436,37 +438,32 @@ class Store:
     # Durability
 
     def sync(self, sequence: int) -> None:
-        """Wait until commit ``sequence`` is on the disk. Who syncs does so for all that wait."""
-        words, view = self.words, self.view
-        deadline = time.monotonic() + self.tuning.patience
-        with self._sync_lock:
-            while view[SYNCED] < sequence:
-                try:
-                    flock(words.fd, LOCK_EX | LOCK_NB)
-                except BlockingIOError:
-                    if time.monotonic() < deadline:
-                        time.sleep(0.00005)
-                        continue
-                try:
-                    if view[SYNCED] < sequence:
-                        self._sync_now()
-                finally:
-                    flock(words.fd, LOCK_UN)
-                if view[SYNCED] < sequence:
-                    raise ProviderUnavailable("what was written cannot be brought to the disk")
+        """Wait until commit ``sequence`` is on the disk.
 
-    def _sync_now(self) -> None:
-        """Sync the log. One that failed once is never believed again: another takes its place."""
+        A thread syncs for all threads that wait by then. Workers sync beside one another, which
+        the file system does in one go: to wait for another worker's turn would take longer.
+        """
+        words, view = self.words, self.view
+        with self._sync_lock:
+            if view[SYNCED] < sequence and self._sync_now(words.view) < sequence:
+                raise ProviderUnavailable("what was written cannot be brought to the disk")
+
+    def _sync_now(self, view: Any) -> int:
+        """Sync the log, and say up to which commit. One that failed once is never believed again:
+        another takes its place.
+        """
         meta = self.meta()
-        log, view = self.log, self.view
+        log = self.log
         if log is None or log.generation != meta.generation:
             log = Log.open(self.path("log"))
         if log is None or log.generation != meta.generation:
             self._suspicious = True
         elif _synced(log, view):
+            # Workers may overtake one another here: a number that is too small does no harm.
             view[SYNCED] = max(view[SYNCED], meta.sequence)
-            return
+            return meta.sequence
         self.write(False, _nothing)  # a turn begins with mending what does not fit
+        return int(view[SYNCED])
 
     def flush(self) -> None:
         """Bring everything that was committed, by whomever, to the disk."""
@@ -745,10 +742,12 @@ def take(fd: int, patience: float, pause: float = 0.0) -> None:
         try:
             return flock(fd, LOCK_EX | LOCK_NB)
         except BlockingIOError:
-            if tries > 40 or pause:
-                pause = max(pause, min(0.001, pause + 0.00002))
-                if time.monotonic() > deadline:
-                    raise ProviderUnavailable("another worker is writing for too long") from None
+            # Who only yields takes the processor from the one that works, so it soon sleeps;
+            # yet not for long: a worker that purges rests for _COURTESY only.
+            if tries > 1:
+                pause = max(pause, min(0.001, 0.00005 * 1.02**tries))
+            if tries > 40 and time.monotonic() > deadline:
+                raise ProviderUnavailable("another worker is writing for too long") from None
 
 
 class _Moved(Exception):

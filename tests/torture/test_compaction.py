@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from functools import partial
 from math import inf
 from multiprocessing import Pipe
 from pathlib import Path
@@ -12,17 +15,20 @@ from typing import Any
 
 import pytest
 
-from flask_hybridsession.core.change import Change
+from flask_hybridsession.core.change import Change, Record
 from flask_hybridsession.core.errors import Conflict
 from flask_hybridsession.providers.hybrid import HybridProvider, compact
 from flask_hybridsession.providers.hybrid.log import Log
 from flask_hybridsession.providers.hybrid.recovery import replay
-from tests.providers.hybrid.tools import NOW, content, create, join, key, start
+from tests.model import InProcess
+from tests.providers.hybrid.tools import NOW, PATIENCE, content, create, join, key, start
 
 from .crashes import die_before, held, killed, opened
 
 WRITERS = 4
-ROUNDS = 60
+ROUNDS = 200
+#: Sessions of each writer that are there from the start: the image is copied in several slices.
+OLD = 211
 
 
 def fill(directory: Path) -> dict[str, Any]:
@@ -37,20 +43,27 @@ def fill(directory: Path) -> dict[str, Any]:
     return before
 
 
-def compact_beside_a_writer(directory: Path, told: Any) -> None:
+def come_late(provider: HybridProvider, told: Any = None) -> None:
     """Before the last copying another commit comes: a tail to copy in the turn."""
-    provider = HybridProvider(directory)
     write = provider._store.write
 
     def late(wait: bool, work: Any, *args: Any) -> Any:
         if work is compact.switch:
             create(provider, "late")
-            told.send("late")
+            if told is not None:
+                told.send("late")
         return write(wait, work, *args)
 
     provider._store.write = late  # type: ignore[method-assign]
-    assert provider.compact()
-    provider.close()
+
+
+def go_on(provider: HybridProvider, step: int) -> dict[str, Any]:
+    """What a killed compaction has left behind is of the past when the next one finds it."""
+    provider.destroy(key("late"))
+    provider.commit(key(3), Change({"b": b"%d" % step}), NOW)
+    provider._check()
+    assert provider.stats()["damaged_logs"] == 0
+    return content(provider)
 
 
 def is_whole(directory: Path, old: bytes) -> bool:
@@ -65,12 +78,16 @@ def is_whole(directory: Path, old: bytes) -> bool:
 @pytest.mark.parametrize("then", ["beside a live worker", "restart", "restart without the image"])
 def test_c9_killed_at_each_step(tmp_path: Path, then: str) -> None:
     before = fill(tmp_path)
-    late = {**before, key("late"): None}
-    live = HybridProvider(tmp_path) if then == "beside a live worker" else None
+    open_ = partial(HybridProvider, tmp_path)
+    # In a process of its own: a fork closes what is open here.
+    live = InProcess(open_) if then == "beside a live worker" else None
 
     def crash(step: int, told: Any) -> None:
         die_before(step)
-        compact_beside_a_writer(tmp_path, told)
+        provider = open_()
+        come_late(provider, told)
+        assert provider.compact()
+        provider.close()
 
     step = 0
     went_on = True
@@ -81,18 +98,18 @@ def test_c9_killed_at_each_step(tmp_path: Path, then: str) -> None:
         went_on = killed(crash, step, writer)
         assert is_whole(tmp_path, old)
         if live is not None:
-            now = content(live)
+            now = live.do(NOW, content)
         else:
             now = held(tmp_path) if then == "restart without the image" else opened(tmp_path)
-        assert now.keys() == before.keys() or now.keys() == late.keys()
+        assert now.keys() - {key("late")} == before.keys()
         if reader.poll():
             assert key("late") in now, "it was acknowledged"
         assert {name: now[name] for name in before} == before
-        provider = live or HybridProvider(tmp_path)
-        provider.destroy(key("late"))
-        provider._check()
-        assert provider.stats()["damaged_logs"] == 0
-        if live is None:
+        if live is not None:
+            before = live.do(NOW, go_on, step)
+        else:
+            provider = open_()
+            before = go_on(provider, step)
             provider.close()
     assert step > 30, "the steps were not seen"
     assert not set(os.listdir(tmp_path)) - {"compact", "image", "image-lock", "lock", "log", "sync"}
@@ -148,6 +165,7 @@ def test_c9_the_new_log_is_on_the_disk_before_its_name(
 
     for name in ("write", "fdatasync", "fsync", "rename"):
         noted(name)
+    come_late(provider)
     assert provider.compact()
     monkeypatch.undo()
     log, directory = (tmp_path / "log").stat().st_ino, tmp_path.stat().st_ino
@@ -178,46 +196,125 @@ def work_until_done(directory: Path, part: int) -> None:
         provider.commit(key((part, count, "new")), Change({"b": b"%d" % count}), NOW)
         if count % 3:
             assert provider.destroy(key((part, count, "new")))
+        old = old_one(part, count)
+        if count % 4 == 0:
+            provider.rename(old, key(("moved", old)), NOW)
+        elif count % 4 == 1:
+            assert provider.destroy(old)
+        else:
+            provider.commit(old, Change({"b": b"%d" % count}), NOW)
     provider.close()
 
 
-def test_c10_compaction_under_four_writers(tmp_path: Path) -> None:
-    provider = HybridProvider(tmp_path)
+def old_one(part: int, count: int) -> str:
+    """Anywhere among those of this writer, another one in each round."""
+    return key(("old", part, count * 37 % OLD))
+
+
+def begin(provider: HybridProvider, writers: int) -> None:
     create(provider, "shared", puts={"count": b"0"})
-    first = provider.stats()["generation"]
-    writers = [start(work_until_done, tmp_path, part) for part in range(WRITERS)]
-    done = 0
-    while any(writer.is_alive() for writer in writers):
-        done += provider.compact()
-    for writer in writers:
-        join(writer)
-    assert done
-    assert provider.stats()["generation"] > first + 1
+    for part in range(writers):
+        for number in range(OLD):
+            create(provider, ("old", part, number))
+
+
+def expected(writers: int) -> dict[str, dict[str, bytes]]:
+    """What the sessions hold when all of the work is done."""
+    left = {key(("old", part, n)): {"a": b"1"} for part in range(writers) for n in range(OLD)}
+    left[key("shared")] = {"count": b"%d" % (writers * ROUNDS)}
+    for part in range(writers):
+        for count in range(ROUNDS):
+            old = old_one(part, count)
+            if count % 4 == 0:
+                left[key(("moved", old))] = left.pop(old)
+            elif count % 4 == 1:
+                del left[old]
+            else:
+                left[old]["b"] = b"%d" % count
+            if count % 3 == 0:
+                left[key((part, count, "new"))] = {"a": b"1", "b": b"%d" % count}
+    return left
+
+
+def values(now: dict[str, Record | None]) -> dict[str, dict[str, bytes] | None]:
+    return {name: record and dict(record.values) for name, record in now.items()}
+
+
+def test_c10_compaction_under_four_writers(
+    tmp_path: Path, rounds: Callable[[int], Iterator[int]]
+) -> None:
+    compactions = 0
+    for seed in rounds(3):
+        directory = tmp_path / str(seed)
+        provider = HybridProvider(directory)
+        begin(provider, WRITERS)
+        first = provider.stats()["generation"]
+        writers = [start(work_until_done, directory, part) for part in range(WRITERS)]
+        done = 0
+        while any(writer.is_alive() for writer in writers):
+            done += provider.compact()
+        for writer in writers:
+            join(writer)
+        assert done
+        provider._check()
+        live = content(provider)
+        compactions += provider.stats()["generation"] - first  # type: ignore[operator]
+        provider.close()
+        for now in (live, opened(directory), held(directory)):
+            assert values(now) == expected(WRITERS)
+        shutil.rmtree(directory)
+    assert compactions > 3, "one after the other"
+    print(f"{compactions} compactions")
+
+
+def test_c10_threads_of_one_worker_compact_and_write(
+    tmp_path: Path, rounds: Callable[[int], Iterator[int]]
+) -> None:
+    for seed in rounds(1):
+        directory = tmp_path / str(seed)
+        provider = HybridProvider(directory)
+        begin(provider, 2)
+        threads = [
+            threading.Thread(target=work_until_done, args=(directory, part)) for part in range(2)
+        ]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            provider.compact()
+        provider.close()
+        assert values(held(directory)) == expected(2)
+        shutil.rmtree(directory)
+
+
+def test_c10_a_log_that_is_replaced_meanwhile(tmp_path: Path) -> None:
+    """The one that was copied is not the log any more: what is written to the next one stays."""
+    provider = HybridProvider(tmp_path)
+    before = {create(provider, number) for number in range(5)}
+    other = InProcess(partial(HybridProvider, tmp_path))
+    write = provider._store.write
+
+    def late(wait: bool, work: Any, *args: Any) -> Any:
+        if work is compact.switch:
+            (tmp_path / "log").unlink()
+            other.do(NOW, create, "meanwhile")
+        return write(wait, work, *args)
+
+    provider._store.write = late  # type: ignore[method-assign]
+    assert not provider.compact()
+    assert content(provider).keys() == other.do(NOW, content).keys() == before | {key("meanwhile")}
     provider._check()
-    live = content(provider)
+    other.close()
     provider.close()
-    for now in (live, opened(tmp_path), held(tmp_path)):
-        shared = now.pop(key("shared"))
-        assert shared is not None
-        assert shared.values["count"] == b"%d" % (WRITERS * ROUNDS)
-        assert {name: record and dict(record.values) for name, record in now.items()} == {
-            key((part, count, "new")): {"a": b"1", "b": b"%d" % count}
-            for part in range(WRITERS)
-            for count in range(0, ROUNDS, 3)
-        }
+    assert held(tmp_path).keys() == before | {key("meanwhile")}
 
 
-def test_c10_threads_of_one_worker_compact_and_write(tmp_path: Path) -> None:
+def test_c10_a_lock_is_held_through_a_compaction(tmp_path: Path) -> None:
     provider = HybridProvider(tmp_path)
-    create(provider, "shared", puts={"count": b"0"})
-    threads = [threading.Thread(target=work_until_done, args=(tmp_path, part)) for part in range(2)]
-    for thread in threads:
-        thread.start()
-    while any(thread.is_alive() for thread in threads):
-        provider.compact()
+    create(provider, 1)
+    with provider.lock(key(1), 0, PATIENCE):
+        assert provider.compact()
+        with pytest.raises(TimeoutError), provider.lock(key(1), 0, PATIENCE):
+            pass
+    with provider.lock(key(1), 0, PATIENCE):
+        assert provider.compact()
     provider.close()
-    now = held(tmp_path)
-    shared = now[key("shared")]
-    assert shared is not None
-    assert shared.values["count"] == b"%d" % (2 * ROUNDS)
-    assert len(now) == 1 + 2 * len(range(0, ROUNDS, 3))

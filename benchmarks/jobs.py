@@ -136,11 +136,25 @@ class Compacting(Job):
 
 
 class _Timed(HybridProvider):
-    """Knows how long each slice took."""
+    """Knows how long each slice took, and how long it held up the writers."""
 
     def __init__(self, directory: str) -> None:
         super().__init__(directory)
         self.slices: list[float] = []
+        self.holds: list[float] = []
+        self._write, self._store.write = self._store.write, self._timed  # type: ignore[method-assign]
+
+    def _timed(self, wait: bool, work: Any, *args: Any) -> Any:
+        began = 0.0
+
+        def timed(turn: Any, *args: Any) -> Any:
+            nonlocal began
+            began = perf_counter()
+            return work(turn, *args)
+
+        result = self._write(wait, timed, *args)
+        self.holds.append(perf_counter() - began)
+        return result
 
     def purge(self, now: float, limit: int) -> list[Record]:
         start = perf_counter()
@@ -173,9 +187,9 @@ class Sweeper(Job):
         if deadline is None or deadline > clock.now():
             self._stop.value = 1
 
-    def close(self) -> tuple[int, list[float]]:
+    def close(self) -> tuple[int, list[float], list[float]]:
         self._manager.close()
-        return self._gone, self._store.slices
+        return self._gone, self._store.slices, self._store.holds
 
 
 class Waiting(Writer):

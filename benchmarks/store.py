@@ -315,13 +315,20 @@ class Bench:
         gone = sum(shift.told[0] for shift in swept)
         if gone != self._effort.sessions:
             raise AssertionError(f"{gone} of {self._effort.sessions} sessions were destroyed")
-        slices = [seconds for shift in swept for seconds in shift.told[1]]
+        slices, holds = (
+            [seconds for shift in swept for seconds in shift.told[what]] for what in (1, 2)
+        )
+        cpu = sum(shift.cpu for shift in swept) / gone * 1e6
         self._tell("all expire at once: gone within", visits.seconds, " s", most=10)
+        self._tell("processor time for each, of all workers", cpu, " µs")
+        self._tell("a slice holds the writers for, median", part(holds, 0.5) * 1e3, " ms")
+        self._tell("a slice holds the writers for, p99", part(holds, 0.99) * 1e3, " ms")
+        self._tell("a slice holds the writers for, longest", max(holds) * 1e3, " ms", most=10)
         self._tell("a slice meanwhile, median", part(slices, 0.5) * 1e3, " ms")
         self._tell("a slice meanwhile, longest, with its wait", max(slices) * 1e3, " ms")
         self._tell("a write meanwhile, median", part(visits.steps, 0.5) * 1e3, " ms")
         self._tell("a write meanwhile, p99", part(visits.steps, 0.99) * 1e3, " ms")
-        self._tell("a write meanwhile, longest", max(visits.steps) * 1e3, " ms", most=10)
+        self._tell("a write meanwhile, longest", max(visits.steps) * 1e3, " ms")
 
 
 def _ratio(some: list[float], others: list[float]) -> float:

@@ -328,13 +328,15 @@ def _purge(turn: Turn, now: float, limit: int) -> list[Record]:
     if limit >= _MANY and turn.image.is_mostly_due(turn.txn, now):
         return _purge_neighbours(turn, now, limit, end)
     gone: list[Record] = []
-    while len(gone) < limit and time.perf_counter() < end:
+    while len(gone) < limit:
         keys, aliases = turn.image.pop_due(turn.txn, now, min(_FEW, limit - len(gone)))
         if not keys and not aliases:
             break
         gone += _purge_these(turn, keys, now)
         for alias in aliases:
             _drop_alias(turn, alias)
+        if time.perf_counter() > end:
+            break
     return gone
 
 
@@ -382,16 +384,18 @@ def _purge_neighbours(turn: Turn, now: float, limit: int, end: float) -> list[Re
     gone: list[Record] = []
     with txn.cursor(image.sessions) as cursor:
         there = cursor.set_range(os.urandom(32)) or cursor.first()
-        while there and len(gone) < limit and time.perf_counter() < end:
+        while there and len(gone) < limit:
             key, blob = cursor.item()
             state = decode_due(key, blob, now)
             if state is None:
                 there = cursor.next()
-                continue
-            there = cursor.delete() and bool(cursor.key())
-            turn.add(DESTROY, key, b"", state.version)
-            image.remove_marks(txn, key, state)
-            gone.append(state.record)
+            else:
+                there = cursor.delete() and bool(cursor.key())
+                turn.add(DESTROY, key, b"", state.version)
+                image.remove_marks(txn, key, state)
+                gone.append(state.record)
+            if time.perf_counter() > end:
+                break
     return gone
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Callable
 from fcntl import LOCK_EX, flock
 from math import inf
@@ -16,7 +18,7 @@ from flask_hybridsession.providers.hybrid import HybridProvider, compact, frame
 from flask_hybridsession.providers.hybrid.image import Image
 from flask_hybridsession.providers.hybrid.log import Log
 
-from .tools import NOW, content, create, join, key, run, start
+from .tools import NOW, content, create, join, key, run, spoil, start
 
 WRITERS = 4
 COMMITS = 250
@@ -219,4 +221,148 @@ def test_under_four_writers(tmp_path: Path) -> None:
     record = before[key("shared")]
     assert record is not None
     assert all(record.values[f"{part}"] == b"%d" % (COMMITS - 1) for part in range(WRITERS))
+    provider.close()
+
+
+def per_session(directory: Path) -> float:
+    provider = HybridProvider(directory)
+    bytes_, sessions = (provider.stats()[name] for name in ("image_bytes", "sessions"))
+    provider.close()
+    return float(bytes_) / float(sessions)
+
+
+def test_the_image_is_packed_beside_writers(tmp_path: Path) -> None:
+    """Before: pages that a long reader has kept from being used again, and half full ones."""
+    sessions, values = 3000, {f"{part}": bytes(50) for part in range(11)}
+    provider = HybridProvider(tmp_path, compact_bytes=1 << 40)
+    for name in range(sessions):
+        create(provider, name, puts=values)
+    reader = provider._store.image.begin()
+    for name in range(sessions):
+        provider.commit(key(name), Change({"0": bytes(50)}), NOW)
+    reader.abort()
+    assert provider.compact()
+    quiet = per_session(tmp_path)
+    assert quiet < 571 + 300
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            for name in range(0, sessions, 7):
+                provider.commit(key(name), Change({"0": bytes(50)}), NOW)
+
+    threads = [threading.Thread(target=write) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(3):
+            assert provider.compact()
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert per_session(tmp_path) < 3 * quiet
+    provider._check()
+    provider.close()
+
+
+def test_a_lease_outlives_it(tmp_path: Path) -> None:
+    provider = HybridProvider(tmp_path)
+    with provider.lock(key(1), 1, 60):
+        assert provider.compact()
+        with pytest.raises(TimeoutError), provider.lock(key(1), 0, 60):
+            pass
+    with provider.lock(key(1), 0, 60):
+        pass
+    provider.close()
+
+
+def test_renamed_beside_it_in_chains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From keys that are not copied yet to such that were, and back; aliases move with them."""
+    monkeypatch.setattr(compact, "_SLICE", 4)
+    provider = HybridProvider(tmp_path)
+    names = sorted((create(provider, name) for name in range(40)), key=str)
+    copied: list[int] = []
+    original = compact._some
+
+    def some(*args: Any) -> Any:
+        copied.append(0)
+        if len(copied) == 6:  # twenty are copied
+            threading.Thread(target=move).start()
+            assert moved.wait(60)
+        return original(*args)
+
+    moved = threading.Event()
+
+    def move() -> None:
+        high, low = names[-1], "00" + names[0][2:]
+        provider.rename(high, low, NOW, inf)
+        provider.rename(names[1], "ff" + names[1][2:], NOW, NOW + 500)
+        provider.rename("ff" + names[1][2:], "fe" + names[1][2:], NOW, NOW + 500)
+        provider.destroy(names[-2])
+        moved.set()
+
+    monkeypatch.setattr(compact, "_some", some)
+    before = {name for name in names if name not in (names[-1], names[1])}
+    assert provider.compact()
+    assert moved.is_set()
+    provider._check()
+    assert provider.exists(names[-1], NOW)
+    assert provider.exists(names[1], NOW)
+    assert provider.exists("ff" + names[1][2:], NOW)
+    assert len(before & content(provider).keys()) >= 37
+    now = content(provider)
+    provider.close()
+    (tmp_path / "image").unlink()
+    provider = HybridProvider(tmp_path)
+    assert content(provider) == now
+    provider.close()
+
+
+def test_who_forks_gives_it_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child would keep the unfinished image open for good."""
+    provider = HybridProvider(tmp_path)
+    create(provider, 1)
+    store = provider._store
+    begun = threading.Event()
+    follow = compact.Successor._follow
+
+    def slow(self: compact.Successor, *args: Any) -> None:
+        begun.set()
+        while not store.is_leaving():
+            time.sleep(0.001)
+        self._look_up()
+        follow(self, *args)
+
+    done: list[bool] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(compact.Successor, "_follow", slow)
+        thread = threading.Thread(target=lambda: done.append(provider.compact()))
+        thread.start()
+        assert begun.wait(60)
+
+        def child() -> None:
+            assert "image.new" not in Path("/proc/self/maps").read_text()
+
+        run(child)
+        thread.join()
+    assert done == [False]
+    assert not list(tmp_path.glob("*.new*"))
+    assert provider.compact()
+    provider._check()
+    provider.close()
+
+
+def test_what_cannot_be_read_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    provider = HybridProvider(tmp_path)
+    for name in (1, 2):
+        create(provider, name)
+    spoil(provider, key(1))
+    assert provider.compact()
+    assert key(1)[:12] in caplog.text
+    assert content(provider).keys() == {key(2)}
+    assert provider.stats()["damaged_logs"] == 1, "there it may be whole"
+    assert provider.check() == [
+        text for text in provider.check() if "damaged log that a recovery kept" in text
+    ]
     provider.close()

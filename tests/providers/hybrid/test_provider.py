@@ -21,11 +21,11 @@ import pytest
 from flask_hybridsession.core.change import Change
 from flask_hybridsession.core.errors import ConfigError, ProviderUnavailable, SessionGone
 from flask_hybridsession.core.settings import Settings
-from flask_hybridsession.providers.hybrid import HybridProvider, store
+from flask_hybridsession.providers.hybrid import HybridProvider, image, store
 from flask_hybridsession.providers.hybrid.log import Log
 from flask_hybridsession.providers.hybrid.words import SYNCED
 
-from .tools import NOW, PATIENCE, content, create, files, join, key, run, start
+from .tools import NOW, PATIENCE, content, create, files, join, key, run, spoil, start
 
 DURABILITIES = ("always", "interval", "never")
 
@@ -580,6 +580,56 @@ def test_a_purge_is_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert provider.purge(NOW + 1, 20) == []
     assert len(writes) == 2
     provider._check()
+    provider.close()
+
+
+def test_what_cannot_be_read_does_not_stop_a_purge(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    provider = HybridProvider(tmp_path)
+    for name in range(5):
+        create(provider, name, deadline=NOW + name, user="s:ann")
+    provider.rename(key(1), key("renamed"), NOW, NOW + 500)
+    for name in ("renamed", 2):
+        spoil(provider, key(name))
+    gone = [record.key for record in provider.purge(NOW + 10, 10)]
+    assert gone == [key(0), key(3), key(4)]
+    assert provider.purge(NOW + 10, 10) == []
+    assert all(key(name)[:12] in caplog.text for name in ("renamed", 2))
+    assert provider.keys_of("s:ann", NOW) == []
+    assert provider.next_deadline() is None
+    provider._check()
+    provider.close()
+    (tmp_path / "image").unlink()
+    provider = HybridProvider(tmp_path)
+    assert provider.count(NOW) == 0, "the log knows it too"
+    provider.close()
+
+
+def test_a_burst_goes_by_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image, "_CROWD", 50)
+    provider = HybridProvider(tmp_path)
+    due = {create(provider, name, deadline=NOW + name / 1000, user="s:x") for name in range(400)}
+    stays = create(provider, "stays", deadline=NOW + 1000)
+    first = [record.key for record in provider.purge(NOW + 10, 100)]
+    assert len(set(first)) == 100
+    assert sorted(first) != sorted(key(name) for name in range(100)), "they were neighbours"
+    provider._check()
+    # What takes the place of one whose old entry is still there.
+    for again in first[:10]:
+        change = Change({"b": b"2"}, create=True, deadline=NOW + 1000)
+        provider.commit(again, change, NOW + 10)
+    rest = [record.key for _ in range(4) for record in provider.purge(NOW + 10, 100)]
+    assert sorted(first + rest) == sorted(due)
+    assert provider.purge(NOW + 10, 100) == []
+    assert provider.next_deadline() == NOW + 1000
+    assert content(provider, NOW + 10).keys() == {stays, *first[:10]}
+    provider._check()
+    before = content(provider, NOW + 10)
+    provider.close()
+    (tmp_path / "image").unlink()
+    provider = HybridProvider(tmp_path)
+    assert content(provider, NOW + 10) == before
     provider.close()
 
 

@@ -53,3 +53,13 @@ def run(target: Callable[..., None], *args: Any, expected: int = 0) -> None:
 
 def files(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def spoil(provider: HybridProvider, name: str) -> None:
+    """Make what the image holds of a session unreadable, as a bad memory would."""
+
+    def overwrite(turn: Any) -> None:
+        turn.txn.put(bytes.fromhex(name), b"\xc1 no MessagePack", db=turn.image.sessions)
+        turn.dirty = True
+
+    provider._store.write(False, overwrite)

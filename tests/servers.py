@@ -12,11 +12,12 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +37,8 @@ class Program(NamedTuple):
     command: Callable[[int, Path], list[str]]
     #: Whether it serves by now.
     answers: Callable[[int], bool]
+    #: What makes it end soon, whoever is connected.
+    end: signal.Signals = signal.SIGTERM
 
 
 class Server:
@@ -77,15 +80,19 @@ class Server:
         self._process = None
 
     def _signal(self, which: signal.Signals) -> None:
+        """To the process and its children: PostgreSQL has one for each connection."""
         assert self._process is not None
         self._process.send_signal(which)
+        for child in children(self._process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(child, which)
 
     def stop(self) -> None:
-        process, self._process = self._process, None
-        if process is None:
+        if self._process is None:
             return
-        process.send_signal(signal.SIGCONT)
-        process.terminate()
+        self.thaw()
+        process, self._process = self._process, None
+        process.send_signal(self._program.end)
         try:
             process.wait(LIMIT)
         except subprocess.TimeoutExpired:
@@ -117,18 +124,32 @@ class Server:
 @contextmanager
 def running(program: Program) -> Iterator[Server]:
     """A server of one's own, for the length of a ``with`` block."""
-    if shutil.which(program.binary) is None:
-        how = program.package if " " in program.package else f"apt-get install {program.package}"
-        missing = f"{program.binary} is not installed: {how}"
-        if os.environ.get("CI"):
-            pytest.fail(missing)
-        pytest.skip(missing)
+    needs(program)
     with tempfile.TemporaryDirectory(prefix=f"{Path(program.binary).name}-") as folder:
         server = Server(program, Path(folder))
         try:
             yield server
         finally:
             server.stop()
+
+
+def needs(program: Program) -> None:
+    """Skip the test without it, or fail where ``CI`` is set."""
+    if shutil.which(program.binary) is None:
+        how = program.package if " " in program.package else f"apt-get install {program.package}"
+        missing = f"{program.binary} is not installed: {how}"
+        if os.environ.get("CI"):
+            pytest.fail(missing)
+        pytest.skip(missing)
+
+
+def children(pid: int) -> list[int]:
+    """The process ids of its children."""
+    found: list[int] = []
+    for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            found += map(int, tasks.read_text().split())
+    return found
 
 
 def free_port() -> int:
@@ -166,6 +187,88 @@ MEMCACHED = Program(
     ],
     lambda port: says(port, b"version\r\n", b"VERSION"),
 )
+
+
+# Debian keeps PostgreSQL's programs out of the way. It refuses to run as root.
+_POSTGRESQL = max(map(str, Path("/usr/lib/postgresql").glob("*/bin")), default="")
+_STARTUP = b"\0\3\0\0user\0sessions\0database\0postgres\0\0"
+
+
+def _postgresql(port: int, folder: Path) -> list[str]:
+    data = folder / "data"
+    as_user: list[str] = []
+    if os.geteuid() == 0:
+        shutil.chown(folder, "nobody")
+        as_user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
+    if not data.exists():
+        initdb = shutil.which("initdb", path=f"{_POSTGRESQL}:{os.environ['PATH']}") or "initdb"
+        subprocess.run(
+            [*as_user, initdb, "-D", data, "-U", "sessions", "-A", "trust", "-N", "-E", "UTF8"],
+            check=True,
+            capture_output=True,
+            cwd=folder,
+        )
+    return [
+        *(*as_user, POSTGRESQL.binary, "-D", str(data), "-h", HOST, "-p", str(port)),
+        *("-k", str(folder), "-c", "fsync=off", "-c", "max_connections=200"),
+    ]
+
+
+def _mariadb(port: int, folder: Path) -> list[str]:
+    data, script, user = folder / "data", folder / "init.sql", getpass.getuser()
+    if not data.exists():
+        subprocess.run(
+            [
+                *("mariadb-install-db", "--no-defaults", f"--datadir={data}", f"--user={user}"),
+                *("--auth-root-authentication-method=normal", "--skip-test-db"),
+            ],
+            check=True,
+            capture_output=True,
+            cwd=folder,
+        )
+        script.write_text(
+            "CREATE DATABASE IF NOT EXISTS sessions;\n"
+            f"CREATE USER IF NOT EXISTS sessions@'{HOST}';\n"
+            f"GRANT ALL ON *.* TO sessions@'{HOST}';\n"
+        )
+    return [
+        *(MARIADB.binary, "--no-defaults", f"--datadir={data}", f"--user={user}"),
+        *(f"--bind-address={HOST}", f"--port={port}", f"--socket={folder / 'socket'}"),
+        *(f"--init-file={script}", "--skip-name-resolve", "--max-connect-errors=1000000"),
+        *("--innodb-flush-log-at-trx-commit=2", "--innodb-buffer-pool-size=64M"),
+    ]
+
+
+POSTGRESQL = Program(
+    f"{_POSTGRESQL}/postgres" if _POSTGRESQL else "postgres",
+    "postgresql",
+    _postgresql,
+    lambda port: says(port, struct.pack(">i", len(_STARTUP) + 4) + _STARTUP, b"R"),
+    signal.SIGINT,
+)
+
+MARIADB = Program("mariadbd", "mariadb-server", _mariadb, lambda port: says(port, b"", b""))
+
+
+def postgresql_url(server: Server) -> str:
+    """The address of its one database, for SQLAlchemy."""
+    return f"postgresql+psycopg://sessions@{server.address}/postgres"
+
+
+def mariadb_url(server: Server) -> str:
+    return f"mariadb+pymysql://sessions@{server.address}/sessions"
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[Server]:
+    with running(POSTGRESQL) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mariadb_server() -> Iterator[Server]:
+    with running(MARIADB) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

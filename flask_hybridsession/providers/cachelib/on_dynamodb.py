@@ -34,11 +34,11 @@ class DynamoDb:
         self._binary = Binary
         self._client = self._table.meta.client
         _clients.add(self._client)
-        if self._client.meta.config.read_timeout > PATIENCE:
+        wait = self._client.meta.config.read_timeout
+        if wait > PATIENCE and not isinstance(self, MadeDynamoDbCache):
             warnings.warn(
-                "The client of this DynamoDbCache may wait for "
-                f"{self._client.meta.config.read_timeout} seconds, and so may requests: give it a "
-                'botocore Config, or write SESSION_OPTIONS = {"type": "DynamoDbCache", ...}.',
+                f"The client of this DynamoDbCache may wait {wait} seconds, so requests may too: "
+                'give it a botocore Config, or write SESSION_OPTIONS = {"type": "DynamoDbCache"}.',
                 UserWarning,
                 stacklevel=5,
             )

@@ -443,27 +443,29 @@ class Store:
         A thread syncs for all threads that wait by then. Workers sync beside one another, which
         the file system does in one go: to wait for another worker's turn would take longer.
         """
-        words, view = self.words, self.view
         with self._sync_lock:
-            if view[SYNCED] < sequence and self._sync_now(words.view) < sequence:
+            view = self.view
+            if (view is None or view[SYNCED] < sequence) and self._sync_now() < sequence:
                 raise ProviderUnavailable("what was written cannot be brought to the disk")
 
-    def _sync_now(self, view: Any) -> int:
-        """Sync the log, and say up to which commit. One that failed once is never believed again:
-        another takes its place.
+    def _sync_now(self) -> int:
+        """Sync the log, and say up to which commit.
+
+        One that failed once is never believed again: another takes its place.
         """
         meta = self.meta()
-        log = self.log
+        log, words = self.log, self.words  # another thread may let go of them meanwhile
         if log is None or log.generation != meta.generation:
             log = Log.open(self.path("log"))
         if log is None or log.generation != meta.generation:
             self._suspicious = True
-        elif _synced(log, view):
+        elif words is not None and _synced(log, words.view):
             # Workers may overtake one another here: a number that is too small does no harm.
-            view[SYNCED] = max(view[SYNCED], meta.sequence)
+            words.view[SYNCED] = max(words.view[SYNCED], meta.sequence)
             return meta.sequence
         self.write(False, _nothing)  # a turn begins with mending what does not fit
-        return int(view[SYNCED])
+        view = self.view
+        return 0 if view is None else int(view[SYNCED])
 
     def flush(self) -> None:
         """Bring everything that was committed, by whomever, to the disk."""
@@ -745,8 +747,8 @@ def take(fd: int, patience: float, pause: float = 0.0) -> None:
             # Who only yields takes the processor from the one that works, so it soon sleeps;
             # yet not for long: a worker that purges rests for _COURTESY only.
             if tries > 1:
-                pause = max(pause, min(0.001, 0.00005 * 1.02**tries))
-            if tries > 40 and time.monotonic() > deadline:
+                pause = max(pause, min(0.001, pause * 1.02 or 0.00005))
+            if pause and time.monotonic() > deadline:
                 raise ProviderUnavailable("another worker is writing for too long") from None
 
 

@@ -33,7 +33,13 @@ BUILT_IN = {
 }
 
 #: The module of a driver -> the extra that installs it.
-EXTRAS = {"pymemcache": "memcached", "redis": "redis"}
+EXTRAS = {
+    "boto3": "dynamodb",
+    "pymemcache": "memcached",
+    "pymongo": "mongodb",
+    "redis": "redis",
+    "valkey": "valkey",
+}
 
 _registered: dict[str, type[Provider]] = {}
 

@@ -318,3 +318,18 @@ def test_c10_a_lock_is_held_through_a_compaction(tmp_path: Path) -> None:
     with provider.lock(key(1), 0, PATIENCE):
         assert provider.compact()
     provider.close()
+
+
+def test_c10_the_new_image_is_taken_as_it_is(tmp_path: Path) -> None:
+    """By those who had the old one open, with its lock file, when it was replaced."""
+    provider = HybridProvider(tmp_path)
+    other = InProcess(partial(HybridProvider, tmp_path))
+    for number in range(8):
+        create(provider, number)
+        other.do(NOW, create, ("of the other", number))
+        assert provider.compact()
+        inode = (tmp_path / "image").stat().st_ino
+        assert other.do(NOW, content) == content(provider)
+        assert (tmp_path / "image").stat().st_ino == inode, "not made again from the log"
+    other.close()
+    provider.close()

@@ -194,6 +194,27 @@ def test_c14_a_fork_within_reads_and_writes_of_other_threads(tmp_path: Path) -> 
     provider.close()
 
 
+def test_c14_any_thread_of_a_child_opens_and_closes(tmp_path: Path) -> None:
+    """The one that forked held back all others; it alone lives on in the child."""
+    provider = HybridProvider(tmp_path / "one")
+    create(provider, 1)
+
+    def child() -> None:
+        opened: list[HybridProvider] = []
+
+        def work() -> None:
+            opened.append(HybridProvider(tmp_path / "two"))
+            assert provider.exists(key(1), NOW)
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        thread.join(PATIENCE / 4)
+        os._exit(not opened)
+
+    run(child)
+    provider.close()
+
+
 def test_c14_the_clockwork_of_a_child_sweeps(tmp_path: Path) -> None:
     """The parent's thread is not there: without one of its own nobody would end the session."""
     app = Flask(__name__)

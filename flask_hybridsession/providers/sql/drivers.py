@@ -1,0 +1,291 @@
+"""What differs between the three drivers: limits in time, settings, and what their errors mean."""
+
+from __future__ import annotations
+
+import re
+import select
+import sqlite3
+import time
+from abc import ABC, abstractmethod
+from enum import Enum, auto
+from math import ceil, inf
+from random import uniform
+from time import monotonic
+from typing import Any
+
+from sqlalchemy import Engine
+
+#: Seconds after which a server ends the transaction of a client that stands still.
+_IDLE_IN_TRANSACTION = 5
+
+
+class Trouble(Enum):
+    """What an error of a driver means."""
+
+    AWAY = auto()  # nobody answers, or not in time, or it is full: the connection is of no use
+    AGAIN = auto()  # nothing was done, and it may work at once: a deadlock, a lock that was held
+    DUPLICATE = auto()
+    NO_TABLE = auto()
+    TOO_LARGE = auto()
+    DAMAGED = auto()
+    REFUSED = auto()  # anything else, such as a missing privilege
+
+
+class Driver(ABC):
+    """How to deal with the raw connections of one driver."""
+
+    #: A parameter in a statement.
+    mark = "%s"
+    #: Opening a connection waits for nobody.
+    opens_at_once = False
+    begin = "BEGIN"
+    #: What comes behind a SELECT of rows that are to be claimed.
+    claim = " FOR UPDATE SKIP LOCKED"
+    #: Whether a DELETE can do so by itself and tell what it deleted.
+    claims_in_delete = False
+    #: What comes behind an INSERT that may meet a row of the same key.
+    unless_there = ""
+
+    Error: type[Exception]
+
+    def __init__(self, engine: Engine, budget: float) -> None:
+        self.Error = engine.dialect.loaded_dbapi.Error
+        self.budget = budget
+
+    @abstractmethod
+    def settle(self, raw: Any, give_up: float) -> Any:
+        """Set a new connection to our ways, whatever its engine did with it, and get a cursor."""
+
+    @abstractmethod
+    def execute(self, raw: Any, cursor: Any, sql: str, values: Any, give_up: float) -> None:
+        """Run one statement, until ``give_up`` on the monotonic clock, or raise ``Error``."""
+
+    @abstractmethod
+    def trouble(self, error: Exception) -> Trouble:
+        """What the error means."""
+
+    def is_stale(self, raw: Any) -> bool:
+        """Whether the server has closed an idle connection, or says something unasked."""
+        return False
+
+    def is_too_large(self, raw: Any, size: int) -> bool:
+        """Whether the server is known to refuse so many bytes in one statement."""
+        return False
+
+    def close(self, raw: Any) -> None:
+        raw.close()
+
+
+def driver_for(engine: Engine, options: dict[str, Any], budget: float) -> Driver:
+    """The ways of the engine's driver. ``options`` are those for one kind of database."""
+    name = engine.dialect.name
+    if name == "sqlite":
+        return Sqlite(engine, budget, **options)
+    return Postgresql(engine, budget) if name == "postgresql" else Mysql(engine, budget)
+
+
+class Sqlite(Driver):
+    """The file is locked by one writer at a time; the others try again until it is free."""
+
+    mark = "?"
+    opens_at_once = True
+    begin = "BEGIN IMMEDIATE"
+    claim = ""
+    unless_there = " ON CONFLICT DO NOTHING"
+
+    def __init__(self, engine: Engine, budget: float, synchronous: str) -> None:
+        super().__init__(engine, budget)
+        self._synchronous = synchronous
+
+    def settle(self, raw: Any, give_up: float) -> Any:
+        raw.isolation_level = None
+        raw.row_factory = None
+        cursor = raw.cursor()
+        # SQLite's own waiting sleeps longer and longer, and keeps gevent's other greenlets waiting.
+        cursor.execute("PRAGMA busy_timeout = 0").fetchall()
+        self.execute(raw, cursor, f"PRAGMA synchronous = {self._synchronous}", (), give_up)
+        return cursor
+
+    def execute(self, raw: Any, cursor: Any, sql: str, values: Any, give_up: float) -> None:
+        pause = 0.0002
+        while True:
+            try:
+                cursor.execute(sql, values)
+                return
+            except sqlite3.OperationalError as error:
+                if not _is_busy(error) or monotonic() + pause > give_up:
+                    raise
+            time.sleep(uniform(0.5, 1.0) * pause)  # noqa: S311  (no secret)
+            pause = min(pause * 1.5, 0.003)
+
+    def trouble(self, error: Exception) -> Trouble:
+        text = str(error)
+        if isinstance(error, sqlite3.IntegrityError):
+            return Trouble.DUPLICATE
+        if isinstance(error, sqlite3.OperationalError):
+            return Trouble.NO_TABLE if _NO_TABLE.match(text) else Trouble.AWAY
+        if isinstance(error, sqlite3.DataError) or "too big" in text:
+            return Trouble.TOO_LARGE
+        if "malformed" in text or "not a database" in text:
+            return Trouble.DAMAGED
+        return Trouble.REFUSED
+
+
+_NO_TABLE = re.compile("no such (table|column)|table .* has no column")
+
+
+def _is_busy(error: sqlite3.OperationalError) -> bool:
+    return "is locked" in str(error)
+
+
+class Postgresql(Driver):
+    """psycopg 3, told when to give up by a ``wait`` of our own."""
+
+    mark = "%b"
+    claims_in_delete = True
+    begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
+    unless_there = " ON CONFLICT DO NOTHING"
+
+    def settle(self, raw: Any, give_up: float) -> Any:
+        raw.rollback()
+        raw.autocommit = True
+        raw.execute(
+            "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED READ WRITE;"
+            f"SET lock_timeout = {ceil(self.budget * 1000)};"
+            f"SET idle_in_transaction_session_timeout = {_IDLE_IN_TRANSACTION * 1000}"
+        )
+        raw.row_factory = _tuples
+        raw.wait = Waiting(raw.pgconn)
+        return raw.cursor(binary=True)
+
+    def execute(self, raw: Any, cursor: Any, sql: str, values: Any, give_up: float) -> None:
+        raw.wait.give_up = give_up
+        cursor.execute(sql, values)
+
+    def trouble(self, error: Exception) -> Trouble:
+        state = getattr(error, "sqlstate", None)
+        if state is None:
+            return Trouble.REFUSED if type(error).__name__ == "ProgrammingError" else Trouble.AWAY
+        return _STATES.get(state) or _CLASSES.get(state[:2], Trouble.REFUSED)
+
+    def is_stale(self, raw: Any) -> bool:
+        return bool(raw.closed) or _is_readable(raw.pgconn.socket)
+
+
+_STATES = {
+    **dict.fromkeys(("40001", "40P01", "55P03"), Trouble.AGAIN),
+    **dict.fromkeys(("42P01", "42703", "3F000"), Trouble.NO_TABLE),
+    **{"23505": Trouble.DUPLICATE, "54000": Trouble.TOO_LARGE},
+    "25006": Trouble.AWAY,  # read only: the former primary
+}
+#: Connection, authorization, database, resources, operator, system.
+_CLASSES = dict.fromkeys(("08", "28", "3D", "53", "57", "58"), Trouble.AWAY)
+_CLASSES["XX"] = Trouble.DAMAGED
+
+
+def _tuples(cursor: Any) -> Any:
+    return tuple
+
+
+class Waiting:
+    """Instead of a psycopg connection's ``wait``, which may wait for ever."""
+
+    def __init__(self, pgconn: Any) -> None:
+        self._pgconn = pgconn
+        self.give_up = inf
+
+    def __call__(self, generator: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            wanted = next(generator)
+            while True:
+                wanted = generator.send(self._until_ready(wanted))
+        except StopIteration as end:
+            return end.value
+
+    def _until_ready(self, wanted: int) -> int:
+        left = min(self.give_up - monotonic(), 3600.0)
+        poll = select.poll()
+        poll.register(self._pgconn.socket, _EVENTS[wanted])
+        if left > 0:
+            for _, event in poll.poll(ceil(left * 1000)):
+                ready = (event & select.POLLIN and _READ) | (event & select.POLLOUT and _WRITE)
+                return ready & wanted or wanted  # what went wrong shows when it is tried
+        self._pgconn.finish()
+        raise _timeout()
+
+
+_READ, _WRITE = 1, 2  # psycopg's numbers for what to wait for, and for what is ready
+_EVENTS = {
+    _READ: select.POLLIN,
+    _WRITE: select.POLLOUT,
+    _READ | _WRITE: select.POLLIN | select.POLLOUT,
+}
+
+
+def _timeout() -> Exception:
+    from psycopg import OperationalError
+
+    return OperationalError("no answer in time")
+
+
+class Mysql(Driver):
+    """PyMySQL, whose socket gets its timeout with each statement."""
+
+    begin = "START TRANSACTION"
+
+    def settle(self, raw: Any, give_up: float) -> Any:
+        raw.rollback()
+        raw.autocommit(True)
+        cursor = raw.cursor()
+        cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        cursor.execute("SET SESSION TRANSACTION READ WRITE")
+        # Strict: what does not fit is an error. Seconds are whole ones here.
+        limits = f"innodb_lock_wait_timeout = {ceil(self.budget)}, sql_mode = 'STRICT_TRANS_TABLES'"
+        if "MariaDB" in raw.get_server_info():
+            limits += f", idle_transaction_timeout = {_IDLE_IN_TRANSACTION}"
+        cursor.execute(f"SET SESSION {limits}")
+        cursor.execute("SELECT @@max_allowed_packet")
+        raw.largest = int(cursor.fetchone()[0])
+        return cursor
+
+    def execute(self, raw: Any, cursor: Any, sql: str, values: Any, give_up: float) -> None:
+        raw._read_timeout = raw._write_timeout = max(give_up - monotonic(), 0.001)
+        cursor.execute(sql, values)
+
+    def trouble(self, error: Exception) -> Trouble:
+        number = error.args[0] if error.args else None
+        known = _NUMBERS.get(number) if isinstance(number, int) else None
+        if known is not None:
+            return known
+        away = type(error).__name__ in ("OperationalError", "InterfaceError", "InternalError")
+        return Trouble.AWAY if away else Trouble.REFUSED
+
+    def is_stale(self, raw: Any) -> bool:
+        return not raw.open or _is_readable(raw._sock.fileno())
+
+    def is_too_large(self, raw: Any, size: int) -> bool:
+        """At worst each byte is sent as two."""
+        return bool(2 * size + 4096 > raw.largest)
+
+    def close(self, raw: Any) -> None:
+        # No farewell: whom it is for may not be listening.
+        raw._force_close()
+
+
+_NUMBERS = {
+    1213: Trouble.AGAIN,  # a deadlock
+    1205: Trouble.AGAIN,  # waited too long for a lock
+    1020: Trouble.AGAIN,  # a row has changed since it was read
+    1062: Trouble.DUPLICATE,
+    1146: Trouble.NO_TABLE,
+    1054: Trouble.NO_TABLE,  # an unknown column
+    1153: Trouble.TOO_LARGE,
+    1142: Trouble.REFUSED,  # a missing privilege
+    1194: Trouble.DAMAGED,
+}
+
+
+def _is_readable(fileno: int) -> bool:
+    poll = select.poll()
+    poll.register(fileno, select.POLLIN)
+    return fileno < 0 or bool(poll.poll(0))

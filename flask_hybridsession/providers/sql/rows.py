@@ -1,0 +1,92 @@
+"""A row of a session, and the bytes in it: what no query asks for, behind a checksum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from math import inf
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import ormsgpack
+
+from ...core.change import Record
+from ...core.errors import CorruptData
+
+#: Starts the bytes. The digit is the version of what follows.
+MARK = b"hs1"
+_HEAD = len(MARK) + 4
+_TEXT, _DICT = 1, 2
+
+
+class Row(NamedTuple):
+    """A session as it was read; ``version`` is another one after each change."""
+
+    key: bytes
+    version: int
+    record: Record
+
+    @classmethod
+    def read(cls, columns: Sequence[Any]) -> Row:
+        """Of key, version, created, touched, deadline and data. Raises ``CorruptData``."""
+        key, version, created, touched, deadline, data = columns
+        name = key.hex()
+        user, device, values = unpack(data, name)
+        deadline = inf if deadline is None else deadline
+        return cls(key, version, Record(name, values, created, touched, deadline, user, device))
+
+
+def stored_deadline(deadline: float) -> float | None:
+    """As it stands in its column, where an index finds what is due and nothing else."""
+    return None if deadline == inf else deadline
+
+
+def user_hash(user: str | None) -> bytes | None:
+    """What stands for a user: of one size for any id, and in no alphabet."""
+    return None if user is None else sha256(user.encode("utf-8", "surrogatepass")).digest()
+
+
+def pack(record: Record) -> bytes:
+    """The values, the user and the device."""
+    values = record.values
+    body = _dumps((record.user, record.device, values if type(values) is dict else dict(values)))
+    return MARK + crc32(body).to_bytes(4, "little") + body
+
+
+def unpack(data: Any, key: str) -> tuple[str | None, str | None, Mapping[str, bytes]]:
+    """User, device and values. Raises ``CorruptData`` for what ``pack`` did not make."""
+    data = data if type(data) is bytes else bytes(data or b"")
+    body = data[_HEAD:]
+    if not data.startswith(MARK) or crc32(body).to_bytes(4, "little") != data[len(MARK) : _HEAD]:
+        raise CorruptData(f"session {key[:12]}... is damaged, or was not written by this package")
+    try:
+        user, device, values = ormsgpack.unpackb(body, ext_hook=_unspell)
+    except (ValueError, TypeError):
+        raise CorruptData(f"session {key[:12]}... cannot be read") from None
+    return user, device, values
+
+
+def _dumps(value: object) -> bytes:
+    """MessagePack, of any ``str`` that Python can hold."""
+    try:
+        return ormsgpack.packb(value)
+    except TypeError:
+        return ormsgpack.packb(_spell(value))
+
+
+def _spell(value: object) -> object:
+    """Lone surrogates are legal in a str and not in UTF-8: such texts are written another way."""
+    if isinstance(value, str):
+        return ormsgpack.Ext(_TEXT, value.encode("utf-8", "surrogatepass"))
+    if isinstance(value, dict):
+        pairs = [[_spell(name), item] for name, item in value.items()]
+        return ormsgpack.Ext(_DICT, ormsgpack.packb(pairs))
+    if isinstance(value, tuple):
+        return [_spell(item) for item in value]
+    return value
+
+
+def _unspell(tag: int, data: bytes) -> object:
+    if tag == _TEXT:
+        return bytes(data).decode("utf-8", "surrogatepass")
+    return dict(ormsgpack.unpackb(data, ext_hook=_unspell))

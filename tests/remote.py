@@ -31,6 +31,8 @@ class RemoteProvider(MemoryProvider, Remote):
         self.frozen: frozenset[str] = frozenset()
         #: The calls that are done, and whose answer is lost.
         self.deaf: frozenset[str] = frozenset()
+        #: The calls to which the backend says no, as one that may not write at present.
+        self.refused: frozenset[str] = frozenset()
         #: What reached the backend, in order.
         self.calls: list[str] = []
         #: Who calls: a probe must not be paid for by a request.
@@ -66,7 +68,7 @@ class RemoteProvider(MemoryProvider, Remote):
         self.away = frozenset(calls) or ALL
 
     def bring_back(self) -> None:
-        self.away = self.frozen = self.deaf = frozenset()
+        self.away = self.frozen = self.deaf = self.refused = frozenset()
 
     def new_calls(self) -> list[str]:
         """The calls since this was last asked, but for the sweeps of the clockwork."""
@@ -85,6 +87,9 @@ class RemoteProvider(MemoryProvider, Remote):
                 raise ProviderUnavailable(f"the answer to {call} was lost")
             return result
 
+        if call in self.refused:
+            self.breaker.call(lambda seconds: None)
+            raise ProviderUnavailable(f"{call} was answered with a no")
         return self.breaker.call(ask)
 
     def _reach(self, call: str, seconds: float) -> None:

@@ -694,6 +694,26 @@ def test_on_recovery_they_are_destroyed_first(
     assert len(ended) == 4
 
 
+def test_a_backend_that_refuses_to_destroy_serves_the_others(
+    provider: RemoteProvider, ended: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    browser = stored(provider)
+    other = browser.site.browser()
+    other.visit(write)
+    provider.take_down()
+    assert browser.visit(ENDS["logout"]).status == 503
+    trip(other)
+    provider.refused = frozenset({"destroy"})
+    with caplog.at_level(logging.CRITICAL, logger="flask_hybridsession"):
+        provider.away = frozenset()
+        until(lambda: not provider.breaker.is_open)
+    assert other.do(look) == 2
+    assert browser.visit(look).status == 503
+    provider.bring_back()
+    assert browser.do(look) is None
+    assert len(ended) == 1
+
+
 def test_many_who_come_with_a_denied_id_at_once(
     provider: RemoteProvider, ended: list[dict[str, Any]]
 ) -> None:

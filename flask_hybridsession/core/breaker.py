@@ -92,8 +92,8 @@ class Breaker:
     def on_recovery(self, function: Callable[[], None]) -> None:
         """Call ``function`` when the backend answers again, before any request may.
 
-        It runs in the probe's thread; its own calls get through. With ``ProviderUnavailable`` it
-        keeps the breaker open.
+        It runs in the probe's thread; its own calls get through. If one of them fails, the breaker
+        stays open.
         """
         self._recovery.append(function)
 
@@ -122,22 +122,21 @@ class Breaker:
 
     def _failed(self, phase: _Phase) -> None:
         with self._lock:
-            if phase is not self._phase or phase.state is _State.OPEN:
-                return
             phase.failures += 1
-            if phase.state is _State.HALF_OPEN or phase.failures >= self._failures:
-                log.error("the session storage does not answer: calls are refused until it does")
-                self._phase = _Phase(_State.OPEN)
-                self._start_probing()
+            enough = phase.state is _State.HALF_OPEN or phase.failures >= self._failures
+            if phase is not self._phase or phase.state is _State.OPEN or not enough:
+                return
+            self._phase = _Phase(_State.OPEN)
+            self._start_probing()
+        log.error("the session storage does not answer: calls are refused until it does")
 
     def _answered(self, phase: _Phase) -> None:
         with self._lock:
-            if phase is not self._phase:
-                return
             phase.failures = 0
-            if phase.state is _State.HALF_OPEN:
-                log.warning("the session storage answers again")
-                self._phase = _Phase(_State.CLOSED)
+            if phase is not self._phase or phase.state is not _State.HALF_OPEN:
+                return
+            self._phase = _Phase(_State.CLOSED)
+        log.warning("the session storage answers again")
 
     # -- probing --------------------------------------------------------------------------------
 
@@ -163,8 +162,7 @@ class Breaker:
         _recovering.set(self)
         try:
             self._probe(self.budget)
-            for function in list(self._recovery):
-                _run(function)
+            self._recover()
         except ProviderUnavailable:
             return False
         except Exception:
@@ -177,6 +175,18 @@ class Breaker:
                 self._prober = None
                 self._phase = _Phase(_State.HALF_OPEN)
         return True
+
+    def _recover(self) -> None:
+        phase = self._phase
+        phase.failures = 0
+        for function in list(self._recovery):
+            try:
+                function()
+            except Exception as error:
+                if phase.failures:
+                    raise
+                # The backend answers, if only to refuse this: that must not keep all else away.
+                log.error("what is due when storage is back failed: %s", error, exc_info=True)
 
     def _start_over(self) -> None:
         """A forked child has no thread, and may have inherited a held lock."""
@@ -259,15 +269,6 @@ def _probe_until_back(breaker: ref[Breaker], stop: threading.Event, rest: float)
         if alive is None or Context().run(alive._is_back, stop):
             return
         del alive
-
-
-def _run(function: Callable[[], None]) -> None:
-    try:
-        function()
-    except ProviderUnavailable:
-        raise
-    except Exception:
-        log.exception("what is to be done when the session storage answers again failed")
 
 
 def _start_over() -> None:

@@ -196,27 +196,28 @@ class Manager:
     def destroy_user(self, user: str, keep: str | None = None) -> int:
         """End a user's sessions, but for the one with the key ``keep``; how many there were."""
         users = self.need_users()
-        return self._destroy_each(lambda: users.keys_of(user, clock.now()), user, keep)
+        return self._destroy_all_of(lambda: users.keys_of(user, clock.now()), user, keep)
 
     def destroy_all(self) -> int:
         lists = self.need_lists()
         with own_budgets():
-            return self._destroy_each(lambda: lists.keys(clock.now()))
+            return self._destroy_all_of(lambda: lists.keys(clock.now()))
 
-    def _destroy_each(
+    def _destroy_all_of(
         self, find: Callable[[], Iterable[str]], user: str | None = None, keep: str | None = None
     ) -> int:
         """Again while one got away: another request may have given it a new key meanwhile."""
         tried, total = {keep}, 0
         while True:
             keys = [key for key in find() if key not in tried]
-            destroyed = self._destroy_or_deny(keys, user)
+            destroyed = self.destroy_each(keys, user)
             total += destroyed
             if destroyed == len(keys):
                 return total
             tried.update(keys)
 
-    def _destroy_or_deny(self, keys: Sequence[str], user: str | None) -> int:
+    def destroy_each(self, keys: Sequence[str], user: str | None) -> int:
+        """End these sessions; how many were there. Once one cannot be ended, the rest is denied."""
         destroyed = 0
         for index, key in enumerate(keys):
             try:

@@ -246,9 +246,9 @@ def _end_others(manager: Manager, login: tuple[str, bool] | None, session: Sessi
     if login is None or not login[1]:
         return
     mine = (session._hidden(LOGIN), session.key)
-    for key in list(manager.need_users().keys_of(login[0], clock.now())):
-        if key != mine[1] and _logged_in_at(manager, key, mine[0]) < mine:
-            manager.destroy(key, login[0])
+    keys = list(manager.need_users().keys_of(login[0], clock.now()))
+    others = [k for k in keys if k != mine[1] and _logged_in_at(manager, k, mine[0]) < mine]
+    manager.destroy_each(others, login[0])
 
 
 def _logged_in_at(manager: Manager, key: str, default: float) -> tuple[float, str]:

@@ -263,7 +263,7 @@ def test_a_recovery_that_meets_another_outage_keeps_it_open(server: Server) -> N
     def recover() -> None:
         tries.append(1)
         if len(tries) < 3:
-            raise ProviderUnavailable("gone again")
+            server.breaker.call(lose)
 
     server.breaker.on_recovery(recover)
     server.open()
@@ -290,11 +290,13 @@ def test_calls_of_a_recovery_that_fail_start_no_second_probing(server: Server) -
     assert len(probers) == 1
 
 
-def test_a_recovery_that_is_broken_is_reported(
-    server: Server, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("error", [ZeroDivisionError(), ProviderUnavailable("refused")])
+def test_a_recovery_that_fails_though_the_server_answers_is_reported(
+    server: Server, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken() -> None:
-        raise ZeroDivisionError
+        server.ask()
+        raise error
 
     done: list[int] = []
     server.breaker.on_recovery(broken)

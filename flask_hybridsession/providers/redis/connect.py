@@ -17,7 +17,7 @@ from redis.connection import Connection, SSLConnection
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from ...core.errors import ConfigError, ProviderUnavailable
-from .wire import Refused, Wire, pack
+from .wire import Wire, pack
 
 log = logging.getLogger("flask_hybridsession")
 
@@ -64,6 +64,10 @@ class Address(NamedTuple):
                 raise TimeoutError("timed out")
             times = {"socket_timeout": left, "socket_connect_timeout": left}
             return Wire(self.kind(**{**self.parameters, **times, "protocol": protocol}))
+        except redis.exceptions.ResponseError as error:
+            # Its text may repeat what it was sent: a password.
+            missing = "database" if "DB index" in str(error) else "what our driver asks for"
+            raise ProviderUnavailable(f"{self} does not have {missing}") from None
         except (redis.RedisError, OSError) as error:
             raise unavailable(self, error) from error
 
@@ -79,16 +83,12 @@ class Address(NamedTuple):
 
 def unavailable(address: object, error: Exception) -> ProviderUnavailable:
     """What failed, in words that hold no secret."""
-    if isinstance(
-        error, redis.AuthenticationError | redis.exceptions.AuthenticationWrongNumberOfArgsError
-    ):
+    if isinstance(error, redis.AuthenticationError):
         return ProviderUnavailable(
             f"{address} refuses the user name or the password: check those in SESSION_REDIS"
         )
     if isinstance(error, redis.TimeoutError | TimeoutError):
         return ProviderUnavailable(f"{address} does not answer in time")
-    if isinstance(error, redis.exceptions.ResponseError):
-        return ProviderUnavailable(f"{address} refuses the connection: {Refused(str(error)).code}")
     if isinstance(error, ConnectionResetError):
         return ProviderUnavailable(f"{address} closed the connection")
     return ProviderUnavailable(f"{address} cannot be reached: {type(error).__name__}")

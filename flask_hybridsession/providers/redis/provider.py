@@ -259,7 +259,8 @@ class RedisProvider(Provider, Lists, Users, Locks, Reports, Remote):
         self, script: Script, key: str, now: float, arguments: tuple[bytes, ...]
     ) -> Callable[[bytes, bytes], bytes]:
         space = self._space(key)
-        rest = (b"1", space + key.encode(), space, pack_time(now), *arguments)
+        names = (b"3", space + key.encode(), space + b"@due", space + b"@ends")
+        rest = (*names, space, pack_time(now), *arguments)
         return lambda verb, body: pack(verb, body, *rest)
 
     def _due(self, now: float) -> list[str]:
@@ -309,6 +310,7 @@ def _good(reply: Reply, key: str) -> Reply:
 
 #: Answers of a server that serves, but not this. They come at once, so they open no breaker.
 REFUSALS = {
+    "MOVED": 'belongs to a cluster: write SESSION_OPTIONS = {"cluster": True}',
     "MISCONF": "cannot write to its disk, and accepts no changes",
     "NOAUTH": "wants a password: write it into SESSION_REDIS",
     "NOPERM": "does not allow its user all that is needed: on the keys that begin with "

@@ -11,6 +11,10 @@ A session is a hash under its key, an alias is another. Their fields:
 Beside them ``@due``, all sessions by deadline; ``@ends``, all aliases by end; ``@user:...``, a
 user's sessions by deadline; ``@lock:...``. In a cluster all names of one part begin with its tag.
 
+While a cluster moves a slot, a part of what a script needs may be here and a part there. So it
+names the lists in its KEYS, and looks at all else that it will change before it changes anything:
+then it is refused as a whole.
+
 Times travel as doubles, so a deadline is exact. Native expiry counts from the app's clock, like
 everything: it only removes what nobody purged.
 """
@@ -22,14 +26,15 @@ from hashlib import sha1
 #: Seconds that the server keeps a session beyond its deadline, so that a purge can announce it.
 GRACE = 86_400
 
-_PRELUDE = f"""
-local GRACE = {GRACE * 1000}
+_PRELUDE = (
+    f"local GRACE = {GRACE * 1000}\n"
+    + """
 local space, now = ARGV[1], struct.unpack('<d', ARGV[2])
-local due, ends = space .. '@due', space .. '@ends'
+local due, ends = KEYS[2], KEYS[3]
 
 local function number(x) return string.format('%.17g', x) end
 
--- What lies under a key: {{alias}}, or {{false, times, user, aliases}}, or nothing.
+-- What lies under a key: {alias}, or {false, times, user, aliases}, or nothing.
 local function look(key)
   local there = redis.call('HMGET', space .. key, '>', 'm', 'u', 'a')
   if there[1] then
@@ -46,10 +51,10 @@ end
 local function find(key)
   local there = look(key)
   if there[1] then
-    if now >= struct.unpack('<d', there[1], 2) then return key, {{}} end
+    if now >= struct.unpack('<d', there[1], 2) then return key, {} end
     key = string.sub(there[1], 10)
     there = look(key)
-    if there[1] then return key, {{}} end
+    if there[1] then return key, {} end
   end
   return key, there
 end
@@ -93,13 +98,23 @@ local function delist(key, user)
   if user then redis.call('ZREM', user_list(user), key) end
 end
 
--- Call act(alias, its end) for each alias in the list that still leads to the key.
-local function each_alias(key, aliases, act)
-  for i = 1, #(aliases or ''), 64 do
-    local alias = string.sub(aliases, i, i + 63)
+-- {alias, its end} for each alias in the session's list that still leads to the key.
+local function aliases_of(key, there)
+  local found = {}
+  for i = 1, #(there[4] or ''), 64 do
+    local alias = string.sub(there[4], i, i + 63)
     local mark = redis.call('HGET', space .. alias, '>')
-    if mark and string.sub(mark, 10) == key then act(alias, (struct.unpack('<d', mark, 2))) end
+    if mark and string.sub(mark, 10) == key then
+      found[#found + 1] = {alias, (struct.unpack('<d', mark, 2))}
+    end
   end
+  return found
+end
+
+-- All that lies beside a session, looked at before anything is changed.
+local function beside(key, there)
+  if there[3] then redis.call('EXISTS', user_list(there[3])) end
+  return aliases_of(key, there)
 end
 
 local function drop_alias(alias)
@@ -115,12 +130,14 @@ end
 
 -- Take away what lies under a key: a session with its aliases, or an alias.
 local function remove(key, there)
-  if there[1] then redis.call('ZREM', ends, key) end
-  if there[2] then
+  if there[1] then
+    drop_alias(key)
+  elseif there[2] then
+    local aliases = beside(key, there)
+    redis.call('DEL', space .. key)
     delist(key, there[3])
-    each_alias(key, there[4], drop_alias)
+    for _, alias in ipairs(aliases) do drop_alias(alias[1]) end
   end
-  redis.call('DEL', space .. key)
 end
 
 -- Call a command for so many arguments at a time as Lua can pass.
@@ -130,10 +147,11 @@ local function in_slices(command, name, list)
   end
 end
 """
+)
 
 
 class Script:
-    """A text for the server, after the prelude. Its KEYS[1] only says which node it is for."""
+    """A text for the server, after the prelude. Its KEYS are a session, ``@due`` and ``@ends``."""
 
     def __init__(self, text: str) -> None:
         self.text = (_PRELUDE + text).encode()
@@ -168,15 +186,21 @@ for _ = 1, tonumber(ARGV[9]) do
   at = at + 2
 end
 
+local user = there[3]
+if create then user = false end
+if ARGV[7] ~= '' then user = ARGV[7] ~= '-' and string.sub(ARGV[7], 2) end
+if user then redis.call('EXISTS', user_list(user)) end
+local aliases = beside(key, there)
+
 local created, touched, deadline = now, now, math.huge
 if create then
   key = ARGV[3]
   remove(key, look(key))
-  there = {}
+  there, aliases = {}, {}
 else
   created, touched, deadline = times(there)
 end
-local before, user, hash = deadline, there[3], space .. key
+local before, hash = deadline, space .. key
 
 if wipe then
   local old = {}
@@ -194,14 +218,10 @@ if ARGV[6] ~= '' then touched = struct.unpack('<d', ARGV[6]) end
 local times_now, puts = '\\1' .. struct.pack('<ddd', created, touched, deadline), {}
 if times_now ~= there[2] then puts = {'m', times_now} end
 for i = at + dropped + 1, #ARGV do puts[#puts + 1] = ARGV[i] end
-if ARGV[7] ~= '' then
-  user = string.sub(ARGV[7], 2)
-  if ARGV[7] == '-' then
-    user = false
-    redis.call('HDEL', hash, 'u')
-  else
-    puts[#puts + 1], puts[#puts + 2] = 'u', user
-  end
+if user then
+  if user ~= there[3] then puts[#puts + 1], puts[#puts + 2] = 'u', user end
+elseif there[3] then
+  redis.call('HDEL', hash, 'u')
 end
 if ARGV[8] == '-' then
   redis.call('HDEL', hash, 'd')
@@ -212,12 +232,12 @@ in_slices('HSET', hash, puts)
 
 local moved = create or deadline ~= before
 if there[3] and there[3] ~= user then redis.call('ZREM', user_list(there[3]), key) end
-if moved or user ~= there[3] then enlist(key, deadline, user) end
+if moved or user ~= (there[3] or false) then enlist(key, deadline, user) end
 if moved then
   expire(hash, deadline)
-  each_alias(key, there[4], function(alias, stops)
-    expire(space .. alias, math.min(stops, deadline))
-  end)
+  for _, alias in ipairs(aliases) do
+    expire(space .. alias[1], math.min(alias[2], deadline))
+  end
 end
 return key
 """)
@@ -230,21 +250,23 @@ if not lives(there) then return 'gone' end
 local _, other = find(new)
 if lives(other) then return 'taken' end
 local _, _, deadline = times(there)
+local stops = ARGV[5] ~= '' and struct.unpack('<d', ARGV[5])
+local earlier, aliases = beside(old, there), {}
 remove(new, look(new))
 redis.call('RENAME', space .. old, space .. new)
 delist(old, there[3])
 enlist(new, deadline, there[3])
 
-local aliases = {}
-local stops = ARGV[5] ~= '' and struct.unpack('<d', ARGV[5])
-each_alias(old, there[4], function(alias, its)
-  if stops and now < its then
-    add_alias(alias, new, its, deadline)
-    aliases[#aliases + 1] = alias
+for _, alias in ipairs(earlier) do
+  if alias[1] == new then
+    -- Its place is taken.
+  elseif stops and now < alias[2] then
+    add_alias(alias[1], new, alias[2], deadline)
+    aliases[#aliases + 1] = alias[1]
   else
-    drop_alias(alias)
+    drop_alias(alias[1])
   end
-end)
+end
 if stops and now < stops then
   add_alias(old, new, stops, deadline)
   aliases[#aliases + 1] = old

@@ -203,6 +203,8 @@ def close_all(wires: deque[Wire]) -> None:
 
 def _code(text: str) -> str:
     """The first word; before Redis 7, what went wrong in a script stands further behind."""
+    if "non local key" in text:  # a script met a key that is on its way to another node
+        return "TRYAGAIN"
     word = text.partition(" ")[0]
     if word in ("ERR", "EXECABORT") or not word.isupper():
         for known in _IN_SCRIPTS:

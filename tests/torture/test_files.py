@@ -116,6 +116,21 @@ def unlink_image_lock(directory: Path) -> None:
     (directory / "image-lock").unlink()
 
 
+def replace_image_by_its_copy(directory: Path) -> None:
+    shutil.copy(directory / "image", directory / "copy")
+    (directory / "copy").rename(directory / "image")
+
+
+def replace_image_lock_by_its_copy(directory: Path) -> None:
+    shutil.copy(directory / "image-lock", directory / "copy")
+    (directory / "copy").rename(directory / "image-lock")
+
+
+def replace_words_by_their_copy(directory: Path) -> None:
+    shutil.copy(directory / "sync", directory / "copy")
+    (directory / "copy").rename(directory / "sync")
+
+
 TO_THE_LOG = [
     unlink_log,
     replace_log_by_its_copy,
@@ -128,7 +143,17 @@ TO_THE_LOG = [
 ]
 
 
-@pytest.mark.parametrize("mishap", [*TO_THE_LOG, unlink_words, unlink_image, unlink_image_lock])
+TO_THE_REST = [
+    unlink_words,
+    unlink_image,
+    unlink_image_lock,
+    replace_image_by_its_copy,
+    replace_image_lock_by_its_copy,
+    replace_words_by_their_copy,
+]
+
+
+@pytest.mark.parametrize("mishap", [*TO_THE_LOG, *TO_THE_REST])
 def test_c15_live_workers_stay_of_one_mind(tmp_path: Path, mishap: Callable[[Path], None]) -> None:
     """Nothing is lost, and what one writes all see, also one who starts afterwards."""
     with workers(tmp_path, {}, {}) as (one, two):

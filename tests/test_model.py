@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
+from flask_hybridsession.core import mirror
 from flask_hybridsession.providers.hybrid import HybridProvider
 from flask_hybridsession.providers.memory import MemoryProvider
+from flask_hybridsession.providers.tiered import TieredProvider
 
 from .model import Handle, InProcess, InThread, StoreMachine, machine_case
 
@@ -61,5 +64,32 @@ class Hybrid(StoreMachine):
             handle.reopen()
 
 
+class Tiered(StoreMachine):
+    """Threads and processes, on an authority with two others. Nothing is behind after a step."""
+
+    def open_handles(self) -> list[Handle]:
+        open_ = partial(open_tiered, self.path)
+        return [Handle(open_), InThread(open_), InProcess(open_), InProcess(open_)]
+
+    def check_store(self, handle: Handle) -> None:
+        """The others hold what the authority holds, and nothing besides."""
+        handle.do(self.now, check_followers, self.now)
+
+
+def open_tiered(path: Path) -> TieredProvider:
+    one, two, three = (HybridProvider(path / name, durability="never") for name in "123")
+    return TieredProvider(one, two, three)
+
+
+def check_followers(provider: Any, now: float) -> None:
+    for follower in provider._followers:
+        assert not follower.is_behind
+        target = follower.target.provider
+        assert sorted(target.keys(now)) == sorted(provider.keys(now))
+        for key in provider.keys(now):
+            assert mirror.same(target.load(key, now), provider.load(key, now))
+
+
 TestMemory = machine_case(Memory, steps=2000)
 TestHybrid = machine_case(Hybrid, steps=300)
+TestTiered = machine_case(Tiered, steps=200)

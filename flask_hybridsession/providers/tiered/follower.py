@@ -7,6 +7,7 @@ import os
 import secrets
 import threading
 from collections.abc import Callable
+from math import inf
 from time import monotonic
 from weakref import WeakSet
 
@@ -157,7 +158,8 @@ class Follower:
     def _attempt(self, keys: tuple[str, ...], work: Callable[[], object]) -> bool:
         me = threading.get_ident()
         with self._lock:
-            stuck = self._calls and monotonic() - min(self._calls.values()) > STUCK
+            first = min(self._calls.values(), default=inf)
+            stuck = monotonic() - first > STUCK
             if self._behind:
                 self._miss(keys)
                 self._need_thread()
@@ -183,6 +185,7 @@ class Follower:
     def _failed(self, error: Exception, keys: tuple[str, ...]) -> None:
         why = type(error).__name__
         if self._fall_behind(keys):
+            self._failures += 1
             log.error("%s is out of date until it answers again: %s", self.name, why)
             failure = ProviderUnavailable(f"{self.name} is out of date: {why}")
             failure.__cause__ = error
@@ -193,7 +196,6 @@ class Follower:
         with self._lock:
             first = not self._behind
             self._behind = True
-            self._failures += first
             self._all = self._all or everything
             self._miss(keys)
             self._need_thread()

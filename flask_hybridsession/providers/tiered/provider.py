@@ -174,7 +174,8 @@ class TieredProvider(Provider, Reports):
             dug = there is not None or self._needs_graves()
             if dug:
                 self._ledger.dig(name)
-            destroyed: bool = self.authority.destroy(name)
+            nothing = there is None and self._is_unborn(name)
+            destroyed = not nothing and bool(self.authority.destroy(name))
             if destroyed or dug:
                 self._settle([name], now)
             if destroyed or there is None or self.authority.load(key, now) is None:
@@ -185,6 +186,8 @@ class TieredProvider(Provider, Reports):
         return deadline
 
     def purge(self, now: float, limit: int) -> list[Record]:
+        for follower in self._followers:
+            follower.sweep(now, limit)  # first: what ends now in the authority is not filled again
         gone: list[Record] = []
         while len(gone) < limit:
             wanted = limit - len(gone)
@@ -198,9 +201,6 @@ class TieredProvider(Provider, Reports):
             if len(records) < wanted:
                 break
         self._tell_expired([record.key for record in gone], now)
-        if len(gone) < limit:
-            for follower in self._followers:
-                follower.sweep(now, limit)
         return gone
 
     def close(self) -> None:
@@ -316,11 +316,14 @@ class TieredProvider(Provider, Reports):
     def _fill(self, key: str, now: float) -> Record | None:
         """What the first of the others has, now the authority's. See (3) above."""
         start = monotonic()
+        moment = max(now, clock.now())  # it may have expired, and been purged, since the call
         for follower in self._followers:
-            copy = follower.copy(key, now)
+            copy = follower.copy(key, moment)
             if copy is not None:
                 break
         else:
+            return None
+        if self._ledger.holds(key):
             return None
         token = self._claim(copy, now)
         if token is None:
@@ -362,6 +365,10 @@ class TieredProvider(Provider, Reports):
         except KeyTaken:
             there: Record | None = self.authority.load(copy.key, now)
             return None if there is None else there.values.get(FILLING)
+
+    def _is_unborn(self, key: str) -> bool:
+        stored: Record | None = self.authority.load(key, 0.0)
+        return stored is not None and FILLING in stored.values
 
     def _born(self, key: str, now: float) -> Record | None:
         record: Record | None = self.authority.load(key, now)

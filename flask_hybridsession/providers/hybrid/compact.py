@@ -231,6 +231,7 @@ class Successor:
         )
         txn.put(META, pack_meta(*meta))
         self._commit()
+        store.linger(os.open(store.path("image"), os.O_RDONLY | os.O_NOFOLLOW))
         self._image.close()  # its lock file is of another name: who opens it next makes a new one
         if self._damaged:
             set_aside(store.directory)

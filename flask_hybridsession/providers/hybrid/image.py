@@ -251,11 +251,12 @@ class Image:
         """Whether there are many sessions, and the deadline of nearly all is past: by samples."""
         if txn.stat(self.sessions)["entries"] < _CROWD:
             return False
+        due = 0
         with txn.cursor(self.sessions) as cursor:
-            due = sum(
-                cursor.set_range(os.urandom(32)) and decode_due(*cursor.item(), now) is not None
-                for _ in range(_SAMPLES)
-            )
+            for _ in range(_SAMPLES):
+                if cursor.set_range(os.urandom(32)):
+                    key, blob = cursor.item()
+                    due += decode_due(key, blob, now) is not None
         return due >= _SAMPLES - 1
 
     def pop_due(self, txn: Any, now: float, limit: int) -> tuple[list[bytes], list[bytes]]:

@@ -43,6 +43,8 @@ _PAUSE = 0.0005
 _COURTESY = 0.0006
 #: Seconds that one who purges waits for another who does.
 _SWEEPER = 1.0
+#: Seconds within which every worker has noticed that its image is not the one in place.
+_NOTICED = 3.0
 #: Seconds in which two changes of a directory may get the same time: file systems take that of the
 #: kernel's last tick.
 _TICK = 0.05
@@ -141,6 +143,7 @@ class Store:
         self._compact_at: float = inf
         self._mend_after = -inf
         self._suspicious = False
+        self._lingering: list[tuple[float, int]] = []
         # What the directory was like when all was in place; and since when it is like this.
         self._stamp = self._new_stamp = (0, 0, 0)
         self._settled_at = inf
@@ -502,6 +505,7 @@ class Store:
                 else:
                     self._unsynced = False
                 self._watch()
+                self._let_go(time.monotonic() - _NOTICED)
             except Exception as error:
                 logger.error("the session store's keeper failed: %s", error)
                 self._unsynced = False
@@ -541,6 +545,17 @@ class Store:
         """While another image than ours is open. It must not cross a fork either."""
         with self._building:
             yield
+
+    def linger(self, fd: int) -> None:
+        """Close a file later: to free a large one takes long, and who does it must not be a writer.
+
+        The last one to close it does.
+        """
+        self._lingering.append((time.monotonic(), fd))
+
+    def _let_go(self, before: float = inf) -> None:
+        while self._lingering and self._lingering[0][0] < before:
+            os.close(self._lingering.pop(0)[1])
 
     def is_leaving(self) -> bool:
         """Whether this worker is about to fork or to end: what takes long is given up."""
@@ -700,6 +715,7 @@ class Store:
                 self.flush()
         finally:
             self._shut()
+            self._let_go()
             self._keeper = self._compactor = None
             self._stop.clear()
 
@@ -721,6 +737,7 @@ class Store:
     def forget(self) -> None:
         """In a forked child: begin anew with the next call."""
         image, lock_fd = self.image, self._lock_fd
+        self._let_go()
         self._reset()
         if image is not None:  # forked by something that does not call the hooks before a fork
             image.close()

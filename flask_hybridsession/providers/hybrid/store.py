@@ -761,10 +761,9 @@ def take(fd: int, patience: float, pause: float = 0.0) -> None:
         try:
             return flock(fd, LOCK_EX | LOCK_NB)
         except BlockingIOError:
-            # Who only yields takes the processor from the one that works, so it soon sleeps;
-            # yet not for long: a worker that purges rests for _COURTESY only.
+            # Who only yields takes the processor from the one that works, so it soon sleeps.
             if tries > 1:
-                pause = max(pause, min(0.001, pause * 1.02 or 0.00005))
+                pause = max(pause, min(_PAUSE, pause * 1.02 or 0.00005))
             if pause and time.monotonic() > deadline:
                 raise ProviderUnavailable("another worker is writing for too long") from None
 

@@ -259,6 +259,12 @@ class Image:
                     due += decode_due(key, blob, now) is not None
         return due >= _SAMPLES - 1
 
+    def drop_alias(self, txn: Any, alias: bytes) -> None:
+        """End an alias, whatever it leads to."""
+        data = txn.get(alias, None, self.aliases)
+        if data is not None:
+            self.remove_alias(txn, alias, _ALIAS.unpack(data)[1])
+
     def pop_due(self, txn: Any, now: float, limit: int) -> tuple[list[bytes], list[bytes]]:
         """Up to ``limit`` keys of sessions whose deadline is past, earliest first, and aliases.
 

@@ -334,7 +334,11 @@ def _purge(turn: Turn, now: float, limit: int) -> list[Record]:
             break
         gone += _purge_these(turn, keys, now)
         for alias in aliases:
-            _drop_alias(turn, alias)
+            try:
+                _drop_alias(turn, alias)
+            except CorruptData as error:
+                logger.error("an old key of it is dropped: %s", error)
+                turn.image.drop_alias(turn.txn, alias)
         if time.perf_counter() > end:
             break
     return gone

@@ -266,6 +266,17 @@ def test_the_image_is_packed_beside_writers(tmp_path: Path) -> None:
     provider.close()
 
 
+def test_an_image_that_had_to_grow(tmp_path: Path) -> None:
+    provider = HybridProvider(tmp_path, map_bytes=1 << 16)
+    for name in range(500):
+        create(provider, name, puts={"a": bytes(500)})
+    for _ in range(2):
+        assert provider.compact()
+    assert provider.count(NOW) == 500
+    provider._check()
+    provider.close()
+
+
 def test_a_lease_outlives_it(tmp_path: Path) -> None:
     provider = HybridProvider(tmp_path)
     with provider.lock(key(1), 1, 60):

@@ -606,6 +606,20 @@ def test_what_cannot_be_read_does_not_stop_a_purge(
     provider.close()
 
 
+def test_an_alias_of_what_cannot_be_read_does_not_stop_a_purge(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    provider = HybridProvider(tmp_path)
+    create(provider, 1)
+    create(provider, 2, deadline=NOW + 9)
+    provider.rename(key(1), key("renamed"), NOW, NOW + 5)
+    spoil(provider, key("renamed"))
+    assert [record.key for record in provider.purge(NOW + 10, 10)] == [key(2)]
+    assert key("renamed")[:12] in caplog.text
+    assert provider.next_deadline() == NOW + 1000
+    provider.close()
+
+
 def test_a_burst_goes_by_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image, "_CROWD", 50)
     provider = HybridProvider(tmp_path)

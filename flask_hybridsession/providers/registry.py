@@ -35,9 +35,12 @@ BUILT_IN = {
 #: The module of a driver -> the extra that installs it.
 EXTRAS = {
     "boto3": "dynamodb",
+    "psycopg": "postgresql",
     "pymemcache": "memcached",
     "pymongo": "mongodb",
+    "pymysql": "mariadb",
     "redis": "redis",
+    "sqlalchemy": "sql",
     "valkey": "valkey",
 }
 

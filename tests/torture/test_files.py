@@ -194,6 +194,7 @@ def test_c15_one_mishap_after_the_other(
             mishap(tmp_path)
             with workers(tmp_path, {}) as (newcomer,):
                 put(newcomer, number)
+            assert key(number) in sees(one), "at once"
             put(one, ("one", number))
             put(two, ("two", number))
             expected |= {key(number), key(("one", number)), key(("two", number))}
@@ -202,6 +203,19 @@ def test_c15_one_mishap_after_the_other(
             assert not one.do(NOW, strays, tmp_path)
             assert not two.do(NOW, strays, tmp_path)
     assert held(tmp_path).keys() == expected
+
+
+def test_c15_without_the_words_no_log_is_believed(tmp_path: Path) -> None:
+    """They say whether it ever failed to sync; such a log is not written to any more."""
+    with workers(tmp_path, {"durability": "always"}) as (one,):
+        put(one, 1)
+        inode = (tmp_path / "log").stat().st_ino
+    (tmp_path / "sync").unlink()
+    with workers(tmp_path, {"durability": "always"}) as (two,):
+        put(two, 2)
+        assert (tmp_path / "log").stat().st_ino != inode
+        assert sees(two).keys() == {key(1), key(2)}
+    assert held(tmp_path).keys() == {key(1), key(2)}
 
 
 def strays(provider: HybridProvider, directory: Path) -> list[str]:
@@ -444,6 +458,8 @@ def test_c17_a_directory_that_is_a_link_is_the_same_store(tmp_path: Path) -> Non
     (tmp_path / "link").symlink_to(tmp_path / "store")
     one, first = site(tmp_path / "store")
     two, second = site(tmp_path / "link")
+    # Opened twice in one process, the image's locks would go with the first one that is closed.
+    assert first.provider._store is second.provider._store  # type: ignore[attr-defined]
     visitor, same = one.test_client(), two.test_client()
     visitor.get("/count")
     same.set_cookie("session", cookie(visitor))

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
+import pytest
 from flask import Flask, session
 
 from flask_hybridsession import HybridSession, session_expired
 from flask_hybridsession.core.change import Change
 from flask_hybridsession.core.timers import clockwork
-from flask_hybridsession.providers.hybrid import HybridProvider
+from flask_hybridsession.providers.hybrid import HybridProvider, compact
 from tests.providers.hybrid.tools import NOW, PATIENCE, content, create, join, key, run, start
 from tests.servers import free_port
 
@@ -192,6 +193,30 @@ def test_c14_a_fork_within_reads_and_writes_of_other_threads(tmp_path: Path) -> 
     assert record is not None
     assert {f"child {part}" for part in range(8)} <= record.values.keys()
     provider.close()
+
+
+def test_c14_a_fork_within_a_compaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is given up: what it had open would be in the child's way."""
+    provider = HybridProvider(tmp_path)
+    for number in range(1000):
+        create(provider, number)
+    monkeypatch.setattr(compact, "_REST", PATIENCE / 100)
+    done: list[bool] = []
+    thread = threading.Thread(target=lambda: done.append(provider.compact()))
+    thread.start()
+    until(lambda: (tmp_path / "image.new").exists())
+
+    def child() -> None:
+        monkeypatch.undo()
+        assert provider.compact()
+        provider.close()
+
+    run(child)
+    thread.join()
+    assert done == [False]
+    provider._check()
+    provider.close()
+    assert len(held(tmp_path)) == 1000
 
 
 def test_c14_any_thread_of_a_child_opens_and_closes(tmp_path: Path) -> None:

@@ -89,9 +89,8 @@ class Successor:
         self._began = time.thread_time()
         self._remove_files()
         space = store.read(lambda _, image: image.env.info()["map_size"])
-        self._image = Image(
-            store.path("image.new"), 2 * space
-        )  # it is not in place: it cannot grow
+        # While it is not in place it cannot grow.
+        self._image = Image(store.path("image.new"), 2 * space)
         self._txn: Any = None
         self._changes = 0
 

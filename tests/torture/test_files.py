@@ -414,8 +414,8 @@ def cookie(client: Any) -> str:
 
 def test_c17_two_apps_of_one_process(tmp_path: Path) -> None:
     """A sid is a sid in both; what one app does not recognise it neither adopts nor harms."""
-    plain, one = site(tmp_path, SESSION_DURABILITY="always")
     short, two = site(tmp_path, SESSION_DURABILITY="never", SESSION_ID_LENGTH=16)
+    plain, one = site(tmp_path, SESSION_DURABILITY="always")
     signed, three = site(tmp_path, SESSION_SIGN_COOKIE=True, SECRET_KEY="k")
     visitor = plain.test_client()
     visitor.get("/count")

@@ -652,6 +652,25 @@ def test_what_an_operator_ends_is_served_to_nobody(
     assert ended[0]["user_id"] == (None if call in ("destroy", "destroy_all") else "ada")
 
 
+def test_an_exclusive_login_that_cannot_end_the_others(any_provider: Any) -> None:
+    browser = stored(any_provider)
+    others = [browser.copy()]
+    for _ in range(3):
+        other = browser.site.browser()
+        other.visit(log_in)
+        others.append(other)
+    browser = browser.site.browser()
+    fail(any_provider, "destroy")
+    visit = browser.visit(lambda: mine.login("ada", exclusive=True))
+    assert visit.status == 503
+    assert {other.visit(look).status for other in others} == {503}
+    fail(any_provider)
+    if isinstance(any_provider, RemoteProvider):
+        recover(any_provider)
+    assert {other.do(lambda: mine.user_id) for other in others} == {None}
+    assert browser.do(lambda: mine.user_id) == "ada", "it was stored, and has its cookie"
+
+
 def test_a_destroy_whose_answer_was_lost(
     provider: RemoteProvider, ended: list[dict[str, Any]]
 ) -> None:

@@ -173,10 +173,11 @@ class Manager:
 
     def deny(self, key: str, user: str | None = None) -> None:
         """Serve the session to nobody, in this worker, until it is known to have ended."""
-        if len(self._denied) < MOST_DENIED:
-            self._denied.setdefault(key, user)
-        elif key not in self._denied:
-            log.error("session %s... should have ended, and cannot be denied: too many", key[:12])
+        if len(self._denied) >= MOST_DENIED:
+            return
+        self._denied.setdefault(key, user)
+        if len(self._denied) == MOST_DENIED:
+            log.error("%d sessions are to end and cannot: more are not denied", MOST_DENIED)
 
     def deny_presented(self, presented: Sequence[str]) -> None:
         """Deny what a client showed, as nobody can tell which of it is a session."""

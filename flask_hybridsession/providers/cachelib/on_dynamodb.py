@@ -11,7 +11,7 @@ from weakref import WeakSet
 import cachelib
 
 from ...core.errors import ConfigError
-from .waits import UNHURRIED, RefusedError
+from .waits import UNHURRIED, RefusedError, failed
 
 
 class DynamoDb:
@@ -49,7 +49,8 @@ class DynamoDb:
         if item is None or 0 < item.get(self._expiration_time_field, 0) <= time.time():
             return None
         value = item.get("response")
-        return value.value if isinstance(value, self._binary) else value
+        # An item that holds nothing is damaged; None would say that there is none.
+        return value.value if isinstance(value, self._binary) else (value or b"")
 
     def get_many(self, *keys: str) -> list[Any]:
         # One after the other: a mark counts if it was there after the session was read.
@@ -101,6 +102,8 @@ class DynamoDb:
             code = error.response.get("Error", {}).get("Code", "")
             if code == "ConditionalCheckFailedException":
                 return None
+            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500:
+                raise failed(code) from error
             raise RefusedError(code) from error
 
 

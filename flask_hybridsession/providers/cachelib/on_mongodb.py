@@ -42,7 +42,8 @@ class MongoDb:
         names = [self.key_prefix + key for key in keys]
         live = {"id": {"$in": names}, "expiration": {"$not": {"$lte": _now()}}}
         with self._in_time() as collection:
-            found = {document["id"]: document.get("val") for document in collection.find(live)}
+            # A document that holds nothing is damaged; None would say that there is none.
+            found = {each["id"]: each.get("val") or b"" for each in collection.find(live)}
         return [found.get(name) for name in names]
 
     def set(self, key: str, value: bytes, timeout: int) -> bool:

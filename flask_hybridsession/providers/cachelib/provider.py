@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from math import ceil, inf
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -323,7 +324,8 @@ class _Remote(CachelibProvider, Remote):
             raise failed(type(error).__name__) from error
 
     def _probe(self, seconds: float) -> None:
-        self._in_time(self._cache.get, (self._prefix + "probe",), seconds)
+        with suppress(RefusedError):  # a no is an answer
+            self._in_time(self._cache.get, (self._prefix + "probe",), seconds)
 
 
 def _read(kind: type[Entry], blob: object, key: str) -> Entry | None:

@@ -17,13 +17,13 @@ from botocore.config import Config
 
 from flask_hybridsession.core.blob import MARK
 from flask_hybridsession.core.change import Change
-from flask_hybridsession.core.errors import CorruptData, ProviderUnavailable
+from flask_hybridsession.core.errors import ConfigError, CorruptData, ProviderUnavailable
 from flask_hybridsession.core.provider import Provider, Remote
 from flask_hybridsession.core.settings import Settings
 from flask_hybridsession.providers.cachelib import CachelibProvider
 from flask_hybridsession.testing import ProviderSuite, create, load, new_key
 from tests.providers.cachelib.servers import MOTO
-from tests.servers import Server, running
+from tests.servers import HOST, Server, free_port, running
 
 NOW = 1_700_000_000.0
 ACCOUNT = {
@@ -49,8 +49,13 @@ def made(server: Server, prefix: str = "s:", **options: Any) -> CachelibProvider
 
 
 class TestDynamoDbCache(ProviderSuite):
+    """What the suite asks one after the other. At once: an emulator is no judge of that."""
+
     shared = "process"
-    rounds = 5
+
+    @pytest.fixture
+    def crew(self) -> None:
+        pytest.skip("needs DynamoDB itself")
 
     @pytest.fixture(autouse=True)
     def _server(self, server: Server) -> None:
@@ -175,5 +180,40 @@ def test_a_cache_of_the_users(server: Server, provider: CachelibProvider) -> Non
 
 
 def test_a_client_that_waits_for_a_minute_is_warned_of(server: Server) -> None:
-    with pytest.warns(UserWarning, match="may wait for 60 seconds"):
+    with pytest.warns(UserWarning, match="may wait 60 seconds"):
         CachelibProvider(cachelib.DynamoDbCache(**at(server)))
+
+
+def test_a_server_that_freezes() -> None:
+    with running(MOTO) as server:
+        made(server).close()  # the table is there
+        hurried = made(server, budget=0.25)
+        assert isinstance(hurried, Remote)
+        assert hurried._cache._client.meta.config.read_timeout == 0.125
+        assert hurried._cache._client.meta.config.retries["total_max_attempts"] == 1
+        server.freeze()
+        start = time.monotonic()
+        for _ in range(5):
+            with pytest.raises(ProviderUnavailable) as error:
+                hurried.load(new_key(), NOW)
+            assert error.value.__cause__ is not None
+        assert time.monotonic() - start < 30, "one call would take 60, were it left to the client"
+        assert hurried.breaker.is_open
+        hurried.close()
+
+
+def test_it_is_made_while_its_server_is_away() -> None:
+    nowhere = {**ACCOUNT, "endpoint_url": f"http://{HOST}:{free_port()}"}
+    options = {"type": "DynamoDbCache", **nowhere}
+    provider = CachelibProvider.from_settings(Settings(options=options))
+    with pytest.raises(ProviderUnavailable, match="EndpointConnectionError") as error:
+        provider.load(new_key(), NOW)
+    assert ACCOUNT["aws_secret_access_key"] not in str(error.value)
+    provider.close()
+
+
+def test_it_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
+    monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
+    with pytest.raises(ConfigError, match="cannot be made: NoRegionError"):
+        CachelibProvider.from_settings(Settings(options={"type": "DynamoDbCache"}))

@@ -91,7 +91,7 @@ def test_what_is_past_its_time_is_looked_past_and_removed(
     assert provider.exists(stays, NOW)
 
 
-@pytest.mark.parametrize("value", ["text", 7, b"\x80\x04\x95", {"a": 1}])
+@pytest.mark.parametrize("value", ["text", 7, b"\x80\x04\x95", None, {"a": 1}])
 def test_what_is_not_ours_is_not_served(
     provider: CachelibProvider, documents: Any, value: object
 ) -> None:

@@ -7,9 +7,17 @@ may bring the same session over at once, while it goes on being used in the sour
 
 from __future__ import annotations
 
+from . import ids
 from .change import Change, Record
 from .errors import KeyTaken, ProviderUnavailable, SessionGone
 from .provider import Provider
+
+# Keys of what is no session, but kept among them: graves and marks of ``providers.tiered``, and the
+# mark of a copy that is under way. A colon is in no sid: no cookie leads to these.
+SHARDS = tuple(ids.key_of(f"tiered:graves:{number}") for number in range(256))
+BEHIND = ids.key_of("tiered:behind")
+COPYING = ids.key_of("sessions:copying")
+RESERVED = frozenset({*SHARDS, BEHIND, COPYING})
 
 #: Rounds of one session. In each of them another request got in between.
 MOST_ROUNDS = 1000

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from flask_hybridsession.core import clock, ids
+from flask_hybridsession.core import clock, ids, mirror
 from flask_hybridsession.core.change import Change, Record
 from flask_hybridsession.core.codec import encode
 from flask_hybridsession.core.database import Action, Lifetime, Store, SyncPayload
@@ -696,7 +696,7 @@ def test_graves_do_not_pile_up(tiered: Any, now: float) -> None:
         assert not any(map(tiered._ledger.holds, keys))
         for number in range(256):
             tiered._ledger.close(f"{number:02x}" + "0" * 62)
-        left = sum(len(tiered._ledger._values(shard)) for shard in ledger.SHARDS)
+        left = sum(len(tiered._ledger._values(shard)) for shard in mirror.SHARDS)
         assert left == 256
 
 
@@ -909,7 +909,7 @@ def test_after_a_fork_the_child_catches_up_too(tmp_path: Path, now: float) -> No
 
 
 def test_no_sid_leads_to_what_is_reserved() -> None:
-    assert len(ledger.RESERVED) == 257
-    for text in ("tiered:behind", "tiered:graves:0"):
-        assert ids.key_of(text) in ledger.RESERVED
+    assert len(mirror.RESERVED) == 258
+    for text in ("tiered:behind", "tiered:graves:0", "sessions:copying"):
+        assert ids.key_of(text) in mirror.RESERVED
         assert not any(ids.is_sid(text, length) for length in range(16, 257))

@@ -14,9 +14,9 @@ from weakref import WeakSet
 from ...core import clock
 from ...core.change import Change, Record
 from ...core.errors import ProviderUnavailable
-from ...core.mirror import MOST_ROUNDS, restless, same
+from ...core.mirror import MOST_ROUNDS, RESERVED, restless, same
 from ...core.provider import Lists, Provider
-from .ledger import RESERVED, Ledger
+from .ledger import Ledger
 from .targets import Target
 
 log = logging.getLogger("flask_hybridsession")

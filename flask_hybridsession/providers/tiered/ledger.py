@@ -16,9 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 
-from ...core import clock, ids
+from ...core import clock
 from ...core.change import Change
 from ...core.errors import Conflict, KeyTaken, SessionGone
+from ...core.mirror import BEHIND, RESERVED, SHARDS
 from ...core.provider import Provider
 
 #: Seconds for which a key whose end is confirmed everywhere is not filled. Far longer than anybody
@@ -26,11 +27,6 @@ from ...core.provider import Provider
 GRACE = 60.0
 #: Seconds after which a worker that says no more that its follower is behind is taken for dead.
 SILENCE = 30.0
-
-# A colon is in no sid: no cookie leads to these.
-SHARDS = tuple(ids.key_of(f"tiered:graves:{number}") for number in range(256))
-BEHIND = ids.key_of("tiered:behind")
-RESERVED = frozenset({*SHARDS, BEHIND})
 
 _OPEN = b""
 

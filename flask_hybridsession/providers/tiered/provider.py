@@ -21,12 +21,12 @@ from ...core.errors import (
     ProviderUnavailable,
     SessionGone,
 )
-from ...core.mirror import own
+from ...core.mirror import RESERVED, own
 from ...core.names import HIDDEN
 from ...core.provider import Checks, Compacts, Lists, Locks, Provider, Remote, Reports, Users
 from ..registry import make_provider
 from .follower import Follower
-from .ledger import GRACE, RESERVED, Ledger
+from .ledger import GRACE, Ledger
 from .targets import target_of
 
 if TYPE_CHECKING:

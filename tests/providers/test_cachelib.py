@@ -574,7 +574,7 @@ def test_the_cache_may_be_given_in_three_ways(tmp_path: Path) -> None:
     [
         (
             Settings(),
-            "one of SimpleCache, .*ValkeyCache, MemcachedCache, UWSGICache, MongoDbCache, Dynamo",
+            r"one of SimpleCache, .*ValkeyCache, MemcachedCache, UWSGICache, MongoDbCache, Dynamo",
         ),
         (Settings(options={"type": "Nonsense"}), "one of SimpleCache"),
         (Settings(cachelib="redis://localhost"), "needs a cache of cachelib"),

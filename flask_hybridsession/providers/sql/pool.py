@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -158,6 +159,7 @@ class Links:
     _idle: list[Link]
     _pending: list[_Opening]
     _held: int
+    _forking: bool
 
     def __init__(self, driver: Driver, connect: Callable[[], Any], size: int) -> None:
         self._driver = driver
@@ -173,6 +175,8 @@ class Links:
         Raises ``ProviderUnavailable`` when the time is up.
         """
         give_up = monotonic() + seconds
+        while self._forking and monotonic() < give_up:
+            time.sleep(0.001)
         permits = self._permits
         if not permits.acquire(timeout=seconds):
             raise ProviderUnavailable("all connections to the database are in use")
@@ -273,6 +277,7 @@ class Links:
         """SQLite's locks are the process's: a child must not have what its parent has open."""
         self._held = 0
         if self._driver.opens_at_once:
+            self._forking = True  # nobody begins; who has begun ends
             give_up = monotonic() + _BEFORE_FORK
             while self._held < self._size and self._permits.acquire(
                 timeout=max(give_up - monotonic(), 0)
@@ -283,6 +288,7 @@ class Links:
     def after_in_parent(self) -> None:
         for _ in range(self._held):
             self._permits.release()
+        self._forking = False
 
     def after_in_child(self) -> None:
         # Closing one, or losing the last reference to it, would speak to the parent's server.

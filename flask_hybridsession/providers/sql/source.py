@@ -43,7 +43,7 @@ class Source:
             self._engine = checked(_make(given, budget))
         elif isinstance(given, Engine):
             self._engine = checked(given)
-        elif hasattr(given, "engines") and hasattr(given, "session"):
+        elif hasattr(type(given), "engines"):  # of the object itself it cannot be asked yet
             self._extension = given
         else:
             raise ConfigError(_WRONG)

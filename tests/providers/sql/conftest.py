@@ -1,0 +1,3 @@
+from .databases import provider, url
+
+__all__ = ["provider", "url"]

@@ -24,7 +24,8 @@ from .compact import compact
 from .frame import CREATE, DESTROY, FORGET, MODIFY, RENAME, pack_change, pack_rename
 from .image import Image, State, decode, decode_due, encode, user_key
 from .recovery import renamed
-from .store import Closed, Tuning, Turn, abandon, acquire, release
+from .store import Tuning, Turn
+from .stores import Closed, abandon, acquire, release
 from .words import EPOCH, SYNCED
 
 if TYPE_CHECKING:

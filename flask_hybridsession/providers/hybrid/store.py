@@ -8,12 +8,10 @@ them off.
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from errno import ENOSPC
@@ -27,9 +25,9 @@ from ...core import clock
 from ...core.errors import ConfigError, ProviderUnavailable
 from . import compact as _compact
 from .frame import pack_parts
-from .image import FORMAT, META, Image, Meta, boot_id, is_whole, pack_meta, unpack_meta
+from .image import FORMAT, META, Image, Meta, boot_id, pack_meta, unpack_meta
 from .log import Log, identity, make_private, remove
-from .recovery import Recovered, fill, replay
+from .opening import recover, synced, trusted
 from .words import EPOCH, POISONED, SYNCED, Words, next_epoch
 
 T = TypeVar("T")
@@ -462,7 +460,7 @@ class Store:
             log = Log.open(self.path("log"))
         if log is None or log.generation != meta.generation:
             self._suspicious = True
-        elif words is not None and _synced(log, words.view):
+        elif words is not None and synced(log, words.view):
             # Workers may overtake one another here: a number that is too small does no harm.
             words.view[SYNCED] = max(words.view[SYNCED], meta.sequence)
             return meta.sequence
@@ -600,18 +598,19 @@ class Store:
         self._close_files()
         words = Words(self.path("sync"))
         boot = boot_id()
+        place = self.directory, self.tuning.map_bytes
         blank = words.is_blank()
         same = not words.new_boot(boot)
         clock.adopt(words.anchor())
         log = Log.open(self.path("log"))
         if not os.path.exists(self.path("image-lock")):
             next_epoch(words.view)  # who has a deleted one open must not go on with it
-        image = self._trusted(log, boot) if same or blank else None
+        image = trusted(*place, log, boot) if same or blank else None
         if image is not None and blank and log is not None:
             # The words were deleted, and with them whether this log ever failed to sync.
             words.view[POISONED] = log.generation
         if image is None:
-            image, log = self._recover(words.view, log, boot, same)
+            image, log = recover(*place, words.view, log, boot, same)
         with self._gate:
             self.words, self.view, self.log = words, words.view, log
             self.epoch = words.view[EPOCH]
@@ -620,71 +619,6 @@ class Store:
         self._plan(meta.floor)
         if log is None or not self._fits(meta):
             self._mend()
-
-    def _trusted(self, log: Log | None, boot: bytes) -> Image | None:
-        """The image that is there, if it is what the log has made."""
-        path = self.path("image")
-        if not is_whole(path):
-            return None
-        try:
-            image = Image(path, self.tuning.map_bytes, create=False)
-        except lmdb.Error:
-            return None
-        try:
-            meta = image.meta()
-        except lmdb.Error:
-            meta = None
-        if meta is not None and (meta.format, meta.boot) == (FORMAT, boot):
-            if log is None and not os.path.exists(self.path("log")):
-                return image
-            if log is not None and (meta.device, meta.inode, meta.generation) == (
-                log.device,
-                log.inode,
-                log.generation,
-            ):
-                return image
-        image.close()
-        return None
-
-    def _recover(self, view: Any, log: Log | None, boot: bytes, same: bool) -> tuple[Image, Log]:
-        """Make the image from the log, and the log anew if it is damaged."""
-        found = Recovered() if log is None else replay(log, same)
-        if log is None and os.path.exists(self.path("log")):
-            found.damage.append("its header is lost")
-        remove(self.path("image"))
-        remove(self.path("image-lock"))
-        next_epoch(view)
-        image = Image(self.path("image"), self.tuning.map_bytes)
-        try:
-            fill(image, found)
-            if log is not None and not found.damage:
-                if found.cut:
-                    logger.warning("%d bytes of unfinished writes were cut", found.cut)
-                    log.cut(found.position)
-                if not _synced(log, view):
-                    log = None
-            elif found.damage:
-                log = None
-                _compact.set_aside(self.directory)
-                logger.error(
-                    "the session log is damaged, a copy is kept as damaged-*: %s",
-                    "; ".join(found.damage[:10]),
-                )
-            meta = Meta(FORMAT, boot, 0, 0, 0, found.position, found.sequence, 0)
-            if log is None:
-                log, _ = _compact.replace(
-                    image, self.directory, meta, _next_generation(self.directory)
-                )
-            else:
-                image.set_meta(
-                    meta._replace(device=log.device, inode=log.inode, generation=log.generation)
-                )
-        except BaseException:
-            image.close()
-            raise
-        view[SYNCED] = found.sequence
-        view[POISONED] = 0
-        return image, log
 
     def _close_files(self) -> None:
         with self._gate:
@@ -774,93 +708,3 @@ class _Moved(Exception):
 
 def _nothing(turn: Turn) -> None:
     """A turn that only makes sure that writing is possible."""
-
-
-def _synced(log: Log, view: Any) -> bool:
-    """Sync, unless a sync of this log ever failed: the kernel reports a lost write only once."""
-    if view[POISONED] != log.generation:
-        try:
-            log.sync()
-        except OSError as error:
-            view[POISONED] = log.generation
-            logger.error("the session log failed to sync (%s)", error)
-    return bool(view[POISONED] != log.generation)
-
-
-def _next_generation(directory: str) -> int:
-    log = Log.open(os.path.join(directory, "log"))
-    return 1 if log is None else log.generation + 1
-
-
-_stores: dict[str, Store] = {}
-# Stores of providers that nobody closed before they were let go of. Closed by the next to open one:
-# the garbage collector may come by in the middle of anything.
-_abandoned: deque[Store] = deque()
-_guard = threading.RLock()
-
-
-class Closed:
-    """What a provider has in place of its store after ``close``."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise ProviderUnavailable("this provider was closed")
-
-
-def acquire(directory: str, tuning: Tuning) -> Store:
-    """The process's store of a directory. Give it back with ``release``, or ``abandon`` it."""
-    while _abandoned:
-        release(_abandoned.popleft())
-    path = os.path.realpath(directory)
-    with _guard:
-        store = _stores.get(path)
-        if store is None:
-            store = _stores[path] = Store(path, tuning)
-        store.users += 1
-        return store
-
-
-def release(store: Store) -> None:
-    """The last one to leave closes the files."""
-    with _guard:
-        store.users -= 1
-        if not store.users:
-            del _stores[store.directory]
-            store.close()
-
-
-def abandon(store: Store) -> None:
-    """Give it back some time later."""
-    _abandoned.append(store)
-
-
-@atexit.register
-def _flush_all() -> None:
-    for store in list(_stores.values()):
-        store.close()
-
-
-def _before_fork() -> None:
-    """Close all: nothing of LMDB may cross a fork, not even a reader's slot. Reopened when used."""
-    _guard.acquire()
-    for store in _stores.values():
-        store.pause()
-
-
-def _after_fork_in_parent() -> None:
-    for store in _stores.values():
-        store.resume()
-    _guard.release()
-
-
-def _after_fork_in_child() -> None:
-    global _guard
-    _guard = threading.RLock()
-    for store in _stores.values():
-        store.forget()
-
-
-os.register_at_fork(
-    before=_before_fork,
-    after_in_parent=_after_fork_in_parent,
-    after_in_child=_after_fork_in_child,
-)

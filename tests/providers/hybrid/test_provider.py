@@ -21,7 +21,7 @@ import pytest
 from flask_hybridsession.core.change import Change
 from flask_hybridsession.core.errors import ConfigError, ProviderUnavailable, SessionGone
 from flask_hybridsession.core.settings import Settings
-from flask_hybridsession.providers.hybrid import HybridProvider, image, store
+from flask_hybridsession.providers.hybrid import HybridProvider, image, stores
 from flask_hybridsession.providers.hybrid.log import Log
 from flask_hybridsession.providers.hybrid.words import SYNCED
 
@@ -739,7 +739,7 @@ def test_one_store_per_directory(tmp_path: Path) -> None:
     one.close()
     create(two, 1)
     two.close()
-    assert str(tmp_path / "real") not in store._stores
+    assert str(tmp_path / "real") not in stores._stores
 
 
 def test_no_key_or_value_in_a_message(tmp_path: Path) -> None:

@@ -1,0 +1,88 @@
+"""Which stores this process has: one per directory, shared by all its providers; and its forks.
+
+Nothing of LMDB may cross a fork, so all are closed before it and opened again when they are used.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from collections import deque
+from typing import Any
+
+from ...core.errors import ProviderUnavailable
+from .store import Store, Tuning
+
+_stores: dict[str, Store] = {}
+# Stores of providers that nobody closed before they were let go of. Closed by the next to open one:
+# the garbage collector may come by in the middle of anything.
+_abandoned: deque[Store] = deque()
+_guard = threading.RLock()
+
+
+class Closed:
+    """What a provider has in place of its store after ``close``."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise ProviderUnavailable("this provider was closed")
+
+
+def acquire(directory: str, tuning: Tuning) -> Store:
+    """The process's store of a directory. Give it back with ``release``, or ``abandon`` it."""
+    while _abandoned:
+        release(_abandoned.popleft())
+    path = os.path.realpath(directory)
+    with _guard:
+        store = _stores.get(path)
+        if store is None:
+            store = _stores[path] = Store(path, tuning)
+        store.users += 1
+        return store
+
+
+def release(store: Store) -> None:
+    """The last one to leave closes the files."""
+    with _guard:
+        store.users -= 1
+        if not store.users:
+            del _stores[store.directory]
+            store.close()
+
+
+def abandon(store: Store) -> None:
+    """Give it back some time later."""
+    _abandoned.append(store)
+
+
+@atexit.register
+def _flush_all() -> None:
+    for store in list(_stores.values()):
+        store.close()
+
+
+def _before_fork() -> None:
+    """Close all: nothing of LMDB may cross a fork, not even a reader's slot. Reopened when used."""
+    _guard.acquire()
+    for store in _stores.values():
+        store.pause()
+
+
+def _after_fork_in_parent() -> None:
+    for store in _stores.values():
+        store.resume()
+    _guard.release()
+
+
+def _after_fork_in_child() -> None:
+    global _guard
+    _guard = threading.RLock()
+    for store in _stores.values():
+        store.forget()
+
+
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=_after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)

@@ -125,10 +125,8 @@ class HybridSessionInterface(SessionInterface):
         if not isinstance(session, HybridSessionMapping) or session._closed:
             return
         seen = session._loaded
-        unhandled = sys.exc_info()[1]
-        if isinstance(unhandled, ProviderUnavailable) and response.status_code == 500:
-            # An error handler raised it, as a page for a 404 may that greets the user.
-            self._replace(app, session, response, unhandled)
+        if response.status_code == 500:
+            self._answer_unhandled(app, session, response)
         try:
             if seen or not self._ignores_unseen:
                 self.manager.save(session)
@@ -174,6 +172,12 @@ class HybridSessionInterface(SessionInterface):
         report_failure(app, error)
         answer = self.ask(app, error)
         return app.make_response(unavailable(error)) if isinstance(answer, str) else answer
+
+    def _answer_unhandled(self, app: Flask, session: Session, response: Response) -> None:
+        """Not with a 500 when an error handler raises it: a page for a 404 may greet the user."""
+        error = sys.exc_info()[1]
+        if isinstance(error, ProviderUnavailable):
+            self._replace(app, session, response, error)
 
     def _replace(
         self, app: Flask, session: Session, response: Response, error: ProviderUnavailable

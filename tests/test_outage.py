@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import threading
 import time
@@ -19,6 +20,7 @@ from flask import (
     jsonify,
     redirect,
     request,
+    send_file,
     session,
     stream_with_context,
 )
@@ -336,6 +338,7 @@ ANSWERS: dict[str, tuple[Callable[[], Any], int, str]] = {
     "dict": (lambda: {"why": "closed"}, 200, "closed"),
     "response": (lambda: Response("closed", 504), 504, "closed"),
     "stream": (lambda: Response(iter(["clo", "sed"]), 504), 504, "closed"),
+    "file": (lambda: send_file(io.BytesIO(b"closed"), mimetype="text/plain"), 200, "closed"),
     "json": (lambda: (jsonify(why="closed"), 500), 500, "closed"),
     "redirect": (lambda: redirect("/closed"), 302, "/closed"),
     "an error page": (lambda: Gone(), 410, "Gone"),
@@ -650,6 +653,18 @@ def test_what_an_operator_ends_is_served_to_nobody(
     assert second.do(lambda: mine.user_id) == ("ada" if call == "destroy" else None)
     assert len(ended) == (1 if call == "destroy" else 2)
     assert ended[0]["user_id"] == (None if call in ("destroy", "destroy_all") else "ada")
+
+
+def test_a_session_that_was_to_end_is_on_no_list(any_provider: Any) -> None:
+    browser = stored(any_provider)
+    sessions = browser.site.sessions
+    assert [handle.key for handle in sessions.of_user("ada")] == [key_of(browser)]
+    fail(any_provider, "destroy")
+    assert browser.visit(ENDS["logout"]).status == 503
+    with pytest.raises(ProviderUnavailable):
+        sessions.of_user("ada")
+    fail(any_provider)
+    assert sessions.of_user("ada") == []
 
 
 def test_an_exclusive_login_that_cannot_end_the_others(any_provider: Any) -> None:

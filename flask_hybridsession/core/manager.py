@@ -122,9 +122,11 @@ class Manager:
 
     def load(self, key: str) -> Record | None:
         """The session, unless it was to end: then it is destroyed first, or not served."""
-        self.settle(key)
+        denied = self._denied
+        if key in denied:
+            self.settle(key)
         record = self.provider.load(key, clock.now())
-        if record is None or record.key not in self._denied:
+        if record is None or record.key not in denied:
             return record
         self.settle(record.key)  # ``key`` was an alias
         return None

@@ -262,8 +262,9 @@ class Links:
 
     def _start_over(self) -> None:
         self._idle = []
-        self._held = 0
         self._pending = []
+        self._held = 0
+        self._forking = False
         vars(self).pop("_permits", None)
 
     def __getattr__(self, name: str) -> threading.Semaphore:

@@ -18,7 +18,7 @@ from .core import clock
 from .core.breaker import own_budgets
 from .core.change import Change
 from .core.errors import ConfigError, CorruptData, KeyTaken, ProviderUnavailable, SessionGone
-from .core.mirror import COPYING, RESERVED, bring, same
+from .core.mirror import COPYING, RESERVED, bring, own, same
 from .core.provider import Lists, Provider
 
 T = TypeVar("T")
@@ -121,8 +121,8 @@ class Copy:
         """Whether the target keeps what is written. A session in use may need several tries."""
         for _ in range(_TRIES):
             now = clock.now()
-            there = self._target.load(key, now)
-            if same(self._source.load(key, now), there):
+            here = own(self._source.load(key, now), key)  # renamed, it may be an alias by now
+            if same(here, self._target.load(key, now)):
                 return True
             self._bring(key)
         return False

@@ -250,7 +250,7 @@ def seconds_to_open(directory: str) -> float:
 def cut_power(directory: str) -> None:
     """Another boot of the machine, as far as the store can tell, and nothing of it in memory."""
     words = Words(os.path.join(directory, "sync"))
-    words.new_boot(bytes(16))
+    words.new_boot(b"another boot id.")
     for path in Path(directory).iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -18,13 +18,19 @@ import pytest
 
 from .servers import HOST, LIMIT, REDIS, Program, Server, free_port, running
 
+MASTER = REDIS._replace(
+    command=lambda port, folder: [
+        *(*REDIS.command(port, folder), "--repl-diskless-sync-delay", "0"),
+    ]
+)
+
 
 def redis_replica(master: Server) -> Program:
     """A replica of ``master``."""
     return REDIS._replace(
         command=lambda port, folder: [
             *(*REDIS.command(port, folder), "--replicaof", master.host, str(master.port)),
-            *("--repl-diskless-sync", "yes", "--repl-diskless-sync-delay", "0"),
+            *("--repl-diskless-sync-delay", "0"),
         ]
     )
 
@@ -61,7 +67,7 @@ NODE = REDIS._replace(command=redis_node)
 def redis_says(server: Server, *words: object) -> str:
     """What ``redis-cli`` prints."""
     command = ["redis-cli", "-h", server.host, "-p", str(server.port), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True).stdout
 
 
 @contextmanager
@@ -75,11 +81,18 @@ def redis_cluster_of(size: int) -> Iterator[list[Server]]:
             for other in nodes[:number]:
                 bus = redis_says(other, "CONFIG", "GET", "cluster-port").split()[1]
                 redis_says(node, "CLUSTER", "MEET", other.host, other.port, bus)
-        give_up = time.monotonic() + LIMIT
-        while not all(_knows_all(node, size) for node in nodes):
-            assert time.monotonic() < give_up, "the nodes do not find each other"
-            time.sleep(0.02)
+        _wait_until(
+            lambda: all(_knows_all(node, size) for node in nodes),
+            "the nodes do not find each other",
+        )
         yield nodes
+
+
+def _wait_until(condition: Callable[[], bool], otherwise: str) -> None:
+    give_up = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < give_up, otherwise
+        time.sleep(0.02)
 
 
 def _knows_all(node: Server, size: int) -> bool:
@@ -106,17 +119,18 @@ class Watched(NamedTuple):
 @contextmanager
 def redis_watched() -> Iterator[Watched]:
     with (
-        running(REDIS) as master,
+        running(MASTER) as master,
         running(redis_replica(master)) as replica,
         running(redis_sentinel(master, "sessions")) as sentinel,
     ):
-        give_up = time.monotonic() + LIMIT
-        while not (
-            "master_link_status:up" in redis_says(replica, "INFO", "replication")
-            and str(replica.port) in redis_says(sentinel, "SENTINEL", "REPLICAS", "sessions")
-        ):
-            assert time.monotonic() < give_up, "the sentinel does not find the replica"
-            time.sleep(0.02)
+        redis_says(sentinel, "SENTINEL", "DEBUG", "info-period", 300)  # milliseconds
+        _wait_until(
+            lambda: (
+                "master_link_status:up" in redis_says(replica, "INFO", "replication")
+                and str(replica.port) in redis_says(sentinel, "SENTINEL", "REPLICAS", "sessions")
+            ),
+            "the sentinel does not find the replica",
+        )
         yield Watched(master, replica, sentinel, "sessions")
 
 

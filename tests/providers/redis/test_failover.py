@@ -41,7 +41,10 @@ def test_another_master(how: str) -> None:
         for n in range(10):
             create(provider, n, user="s:ann")
         provider.rename(key(0), key("new"), NOW, alias_until=NOW + 60)
-        redis_says(servers.master, "WAIT", "1", "30000")
+        wait_for(
+            lambda: redis_says(servers.replica, "EXISTS", f"session:{key('new')}") == "1\n",
+            "the replica to have it all",
+        )
         if how == "killed":
             servers.master.kill()
         else:

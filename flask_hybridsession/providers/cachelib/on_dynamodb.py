@@ -117,8 +117,8 @@ class MadeDynamoDbCache(cachelib.DynamoDbCache):
         self, table_name: str = "python-cache", budget: float = 0.25, **given: Any
     ) -> None:
         import boto3
+        from botocore import exceptions as failures
         from botocore.config import Config
-        from botocore.exceptions import BotoCoreError, ClientError
 
         def waiting(seconds: float) -> Any:
             own = Config(
@@ -132,13 +132,15 @@ class MadeDynamoDbCache(cachelib.DynamoDbCache):
         try:
             try:
                 super().__init__(table_name, **{**given, "config": waiting(UNHURRIED)})
-            except ClientError as error:
+            except failures.ClientError as error:
                 if error.response.get("Error", {}).get("Code") != "ResourceInUseException":
                     raise
                 # Another worker is making the table: this time it is there.
                 super().__init__(table_name, **{**given, "config": waiting(UNHURRIED)})
+            except (failures.ConnectionError, failures.HTTPClientError):
+                pass  # away: an app starts all the same, as some versions of cachelib see to
             quick = boto3.resource("dynamodb", **{**place, "config": waiting(budget)})
-        except (BotoCoreError, ClientError, ValueError) as error:
+        except (failures.BotoCoreError, failures.ClientError, ValueError) as error:
             raise ConfigError(f"DynamoDbCache cannot be made: {type(error).__name__}.") from error
         self._dynamo = quick
         self._table = quick.Table(table_name)

@@ -281,19 +281,21 @@ def test_c12_a_site_whose_store_is_held_up_answers_503(tmp_path: Path) -> None:
     def other() -> str:
         return "no session"
 
-    client, stranger = app.test_client(), app.test_client()
-    assert client.get("/write").text == "stored"
+    client, leaver, stranger = app.test_client(), app.test_client(), app.test_client()
+    assert client.get("/write").text == leaver.get("/write").text == "stored"
     with Stopped(in_a_turn(tmp_path), sessions.provider.next_deadline) as stopped:
-        for path, visitor in (("/write", client), ("/logout", client), ("/write", stranger)):
+        for path, visitor in (("/write", client), ("/logout", leaver), ("/write", stranger)):
             answer = visitor.get(path)
             assert answer.status_code == 503
             assert "Set-Cookie" not in answer.headers
             assert int(answer.headers["Retry-After"])
             assert answer.text not in ("stored", "gone")
         assert len(failures) == 3
-        assert client.get("/read").text == "1", "neither written nor logged out"
+        assert client.get("/read").text == "1", "not written"
+        assert leaver.get("/read").status_code == 503, "denied until it can be logged out"
         assert client.get("/other").text == "no session"
         stopped.go_on()
+    assert leaver.get("/read").text == "None", "logged out at last"
     assert client.get("/write").text == "stored"
     assert client.get("/read").text == "2"
     assert client.get("/logout").text == "gone"

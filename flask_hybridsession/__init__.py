@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .core.database import Action, Database, Store, SyncPayload
 from .core.errors import (
     CodecError,
     ConfigError,
@@ -38,11 +39,13 @@ from .signals import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Action",
     "BROWSER",
     "CodecError",
     "ConfigError",
     "Conflict",
     "CorruptData",
+    "Database",
     "Handle",
     "HybridSession",
     "HybridSessionError",
@@ -50,6 +53,8 @@ __all__ = [
     "ProviderError",
     "ProviderUnavailable",
     "SessionGone",
+    "Store",
+    "SyncPayload",
     "UNLIMITED",
     "clear_flashes",
     "flash_value",

@@ -106,8 +106,12 @@ class Copy:
             except CorruptData:
                 bad.append(key)
         for key in self._keys_there():
-            if key not in RESERVED and (check or bytes.fromhex(key) not in seen):
+            if key in RESERVED:
+                continue
+            if bytes.fromhex(key) not in seen:
                 destroyed += _patiently(partial(self._bring, key))
+            elif check:
+                written += _patiently(partial(self._bring, key))
         return Pass(self._passes, len(seen), written, destroyed, tuple(bad))
 
     def end(self) -> None:

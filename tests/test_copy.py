@@ -248,7 +248,7 @@ def test_live(tmp_path: Path) -> None:
         passes = list(copy.passes(quiet))
         assert passes[0].written >= 2000
         for _ in range(3):
-            assert copy.run(quiet).changes
+            until(lambda: copy.run(quiet).changes)
     assert copy.run(quiet, check=True).bad == ()
     copy.end()
     assert len(load.ended) > 50

@@ -41,9 +41,11 @@ from flask_hybridsession.core.settings import Settings
 from flask_hybridsession.providers.functions import FunctionsProvider
 from flask_hybridsession.providers.hybrid import HybridProvider
 from flask_hybridsession.providers.memory import MemoryProvider
+from flask_hybridsession.providers.redis import RedisProvider
 from flask_hybridsession.providers.registry import make_provider, with_database
 from flask_hybridsession.providers.tiered import TieredProvider, follower, ledger
 from flask_hybridsession.testing import FakeClock, ProviderSuite, new_key
+from tests.servers import Server
 
 PATIENCE = 30.0
 
@@ -134,6 +136,29 @@ class TestHybridAndFunctions(ProviderSuite):
     def open_again(self) -> Provider:
         table = Table(self.path / "table")
         return TieredProvider(HybridProvider(self.path / "one"), table.provider())
+
+
+class TestHybridAndRedis(ProviderSuite):
+    shared = "process"
+    rounds = 10
+
+    @pytest.fixture(autouse=True)
+    def _server(self, redis_server: Server) -> None:
+        self.url = f"redis://{redis_server.address}/6"
+
+    def make_provider(self) -> Provider:
+        self.prefix = f"tiered-{new_key()[:12]}:"
+        return self.open_again()
+
+    def open_again(self) -> Provider:
+        redis = RedisProvider(self.url, self.prefix, budget=5.0)
+        return TieredProvider(HybridProvider(self.path / "one", durability="never"), redis)
+
+
+class TestRedisAndHybrid(TestHybridAndRedis):
+    def open_again(self) -> Provider:
+        redis = RedisProvider(self.url, self.prefix, budget=5.0)
+        return TieredProvider(redis, HybridProvider(self.path / "one", durability="never"))
 
 
 class TestFunctionsAndMemory(ProviderSuite):

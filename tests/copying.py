@@ -56,13 +56,13 @@ class Load:
 
 
 @contextmanager
-def under_load(open_: Open, keys: list[str], workers: int = 2) -> Iterator[Load]:
-    """Each worker has sessions of its own; what all write goes into the same names."""
+def under_load(open_: Open, keys: list[str], workers: int = 2, rest: float = 0.0) -> Iterator[Load]:
+    """Each worker has sessions of its own, and some are everybody's. ``rest``: between requests."""
     over = _context.Event()
     load, crew = Load(), []
     for n in range(workers):
         answer, theirs = _context.Pipe(duplex=False)
-        args = (open_, keys[n::workers], keys[:20], n, over, theirs)
+        args = (open_, keys[n::workers], keys[:20], n, rest, over, theirs)
         process = _context.Process(target=use, args=args, daemon=True)
         process.start()
         theirs.close()
@@ -82,15 +82,19 @@ def under_load(open_: Open, keys: list[str], workers: int = 2) -> Iterator[Load]
         load.made = set().union(*(made for _, made in done))
 
 
-def use(open_: Open, own: list[str], common: list[str], n: int, over: Any, answer: Any) -> None:
+def use(
+    open_: Open, own: list[str], common: list[str], n: int, rest: float, over: Any, answer: Any
+) -> None:
+    """One worker: it changes, makes, renames and ends sessions, until it is over."""
     provider = open_()
     chance = random.Random(n)
-    mine = [key for key in own if key not in common]
+    shared = set(common)
+    mine = [key for key in own if key not in shared]
     ended: set[str] = set()
     made: set[str] = set()
     answer.send("at work")
     step = 0
-    while not over.is_set():
+    while not over.wait(rest):
         step, now = step + 1, clock.now()
         act = chance.randrange(10)
         key = chance.choice(mine)

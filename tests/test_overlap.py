@@ -21,28 +21,43 @@ from flask_hybridsession.providers.registry import BUILT_IN
 
 from .overlap.web import Answer, Browser, Server, at_once, held, send_all, wait_for, watched
 from .servers import Server as Backend
+from .servers import mariadb_url, postgresql_url
 
-CONDITIONAL = ("memory", "hybrid", "tiered", "redis")
+#: What comes behind a hyphen is the database.
+SQL = ("sql-sqlite", "sql-postgresql", "sql-mariadb")
+CONDITIONAL = ("memory", "hybrid", "tiered", "redis", *SQL)
 #: How many processes serve each provider. ``cachelib`` and ``functions`` promise nothing between
 #: processes, but say in their docstrings that the threads of one may rely on them.
-WORKERS = {"memory": 1, "hybrid": 2, "tiered": 2, "redis": 2, "cachelib": 1, "functions": 1}
+WORKERS = {
+    **{"memory": 1, "hybrid": 2, "tiered": 2, "redis": 2, "cachelib": 1, "functions": 1},
+    **dict.fromkeys(SQL, 2),
+}
 #: More than any test holds at once, even if one worker gets them all.
 THREADS = 40
 DAY = 86400.0
 
 
 def test_no_provider_is_left_out() -> None:
+    conditional = {name.partition("-")[0] for name in CONDITIONAL}
     for name, path in BUILT_IN.items():
         module, _, attribute = path.partition(":")
         promises = getattr(import_module(module), attribute).promises
-        assert (Promise.CONDITIONAL in promises) == (name in CONDITIONAL), name
+        assert (Promise.CONDITIONAL in promises) == (name in conditional), name
 
 
 @pytest.fixture(scope="module")
 def servers(
-    tmp_path_factory: pytest.TempPathFactory, redis_server: Backend
+    tmp_path_factory: pytest.TempPathFactory,
+    redis_server: Backend,
+    postgresql_server: Backend,
+    mariadb_server: Backend,
 ) -> Iterator[dict[str, Server]]:
-    urls = {"redis": f"redis://{redis_server.address}"}
+    urls = {
+        "redis": f"redis://{redis_server.address}",
+        "sql-sqlite": f"sqlite:///{tmp_path_factory.mktemp('sqlite')}/sessions.db",
+        "sql-postgresql": postgresql_url(postgresql_server),
+        "sql-mariadb": mariadb_url(mariadb_server),
+    }
     running: dict[str, Server] = {}
     files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(files[0], min(files[1], 4096)), files[1]))
@@ -51,7 +66,8 @@ def servers(
             size = ("--workers", str(workers), "--threads", str(THREADS))
             folder = tmp_path_factory.mktemp(name)
             url = urls.get(name, "")
-            running[name] = Server(folder, name, "--worker-class", "gthread", *size, url=url)
+            kind = name.partition("-")[0]
+            running[name] = Server(folder, kind, "--worker-class", "gthread", *size, url=url)
         yield running
     finally:
         for server in running.values():

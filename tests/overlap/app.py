@@ -245,6 +245,8 @@ def options(name: str) -> dict[str, Any]:
         return {"authority": "hybrid", "others": [follower]}
     if PROVIDER == "redis":
         return {"budget": HELD}
+    if PROVIDER == "sql":
+        return {"budget": HELD, "table_prefix": f"{name}_"}
     if PROVIDER == "cachelib":
         return {"type": "FileSystemCache", "cache_dir": str(FOLDER / "cache")}
     if PROVIDER == "functions":
@@ -267,9 +269,12 @@ def make_app(name: str, **settings: Any) -> Flask:
     app = Flask(name)
     app.config.update(settings, SESSION_TYPE=PROVIDER, SESSION_OPTIONS=options(name))
     app.config["SESSION_DIR"] = str(FOLDER / name)
-    app.config["SESSION_REDIS"] = os.environ["OVERLAP_URL"]
+    app.config["SESSION_REDIS"] = app.config["SESSION_SQLALCHEMY"] = os.environ["OVERLAP_URL"]
     app.config["SESSION_KEY_PREFIX"] = f"{FOLDER.name}:{name}:"
-    HybridSession(app).merge("merged", join)
+    made = HybridSession(app)
+    made.merge("merged", join)
+    if PROVIDER == "sql":
+        cast(Any, made.provider).create_tables()
     app.register_blueprint(views)
     session_expired.connect(expired, app)
     return app

@@ -748,6 +748,21 @@ def test_a_backend_that_refuses_to_destroy_serves_the_others(
     assert len(ended) == 1
 
 
+def test_the_clockwork_rests_while_nobody_answers(provider: RemoteProvider) -> None:
+    """Its own errors would make it pause for longer than the outage lasts."""
+    browser = stored(provider)
+    interface: Any = browser.site.app.session_interface
+    provider.take_down()
+    trip(browser)
+    assert interface.manager.sweep(time.time(), 100) == 0
+    assert interface.manager.next_deadline() is None
+    with pytest.raises(ProviderUnavailable):
+        browser.site.sessions.purge()
+    recover(provider)
+    assert interface.manager.sweep(time.time() + 1e9, 100) == 1
+    assert browser.do(look) is None
+
+
 def test_many_who_come_with_a_denied_id_at_once(
     provider: RemoteProvider, ended: list[dict[str, Any]]
 ) -> None:

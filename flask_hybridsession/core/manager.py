@@ -232,7 +232,13 @@ class Manager:
         return destroyed
 
     def sweep(self, now: float, limit: int) -> int:
-        """Destroy and announce up to ``limit`` sessions that are due; how many there were."""
+        """Destroy and announce up to ``limit`` sessions that are due; how many there were.
+
+        For the clockwork: it rests while the provider is known to be away.
+        """
+        return 0 if self._is_away() else self._sweep(now, limit)
+
+    def _sweep(self, now: float, limit: int) -> int:
         records = self.provider.purge(now, limit)
         for record in records:
             self.announce("expired", key=record.key, user=record.user, record=record)
@@ -247,13 +253,16 @@ class Manager:
         total = 0
         with own_budgets():
             while True:
-                count = self.sweep(clock.now(), SLICE)
+                count = self._sweep(clock.now(), SLICE)
                 total += count
                 if count < SLICE:
                     return total
 
     def next_deadline(self) -> float | None:
-        return self.provider.next_deadline()
+        return None if self._is_away() else self.provider.next_deadline()
+
+    def _is_away(self) -> bool:
+        return isinstance(self.provider, Remote) and self.provider.breaker.is_open
 
     def close(self) -> None:
         clockwork.unwatch(self)

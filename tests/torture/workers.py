@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from math import inf
 from pathlib import Path
@@ -248,7 +249,8 @@ def work(orders: Orders) -> None:
     """A worker's life, in a process of its own."""
     provider = HybridProvider(orders.directory, **orders.options)
     Worker(orders, provider).run()
-    provider.close()
+    with suppress(ProviderUnavailable):  # a log that failed a moment ago is not tried again yet
+        provider.close()
 
 
 # The model

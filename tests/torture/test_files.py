@@ -24,6 +24,7 @@ from flask_hybridsession.core.change import Change, Record
 from flask_hybridsession.core.errors import ProviderError
 from flask_hybridsession.providers.hybrid import HybridProvider
 from flask_hybridsession.providers.hybrid.frame import HEADER_SIZE
+from flask_hybridsession.providers.hybrid.image import Image
 from tests.model import InProcess, ask
 from tests.providers.hybrid.tools import NOW, PATIENCE, content, key
 
@@ -353,6 +354,19 @@ def test_c16_a_newer_format_under_a_live_worker(tmp_path: Path) -> None:
     assert (directory / "log").stat().st_ino == inode
     with pytest.raises(ConfigError, match="newer version"):
         HybridProvider(directory)
+
+
+def test_c16_an_image_of_another_format_is_made_again(tmp_path: Path) -> None:
+    with workers(tmp_path, {}) as (one,):
+        put(one, 1)
+    newer = Image(str(tmp_path / "image"))
+    meta = newer.meta()
+    assert meta is not None
+    newer.set_meta(meta._replace(format=99))
+    newer.close()
+    with (tmp_path / "image").open("rb") as older:  # so that its inode is not used again
+        assert opened(tmp_path).keys() == {key(1)}
+        assert os.fstat(older.fileno()).st_ino != (tmp_path / "image").stat().st_ino
 
 
 # C17

@@ -16,8 +16,9 @@ from .provider import Provider
 # mark of a copy that is under way. A colon is in no sid: no cookie leads to these.
 SHARDS = tuple(ids.key_of(f"tiered:graves:{number}") for number in range(256))
 BEHIND = ids.key_of("tiered:behind")
+COMPLETE = ids.key_of("tiered:complete")
 COPYING = ids.key_of("sessions:copying")
-RESERVED = frozenset({*SHARDS, BEHIND, COPYING})
+RESERVED = frozenset({*SHARDS, BEHIND, COMPLETE, COPYING})
 
 #: Rounds of one session. In each of them another request got in between.
 MOST_ROUNDS = 1000

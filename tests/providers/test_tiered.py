@@ -45,7 +45,7 @@ from flask_hybridsession.providers.redis import RedisProvider
 from flask_hybridsession.providers.registry import make_provider, with_database
 from flask_hybridsession.providers.tiered import TieredProvider, follower, ledger
 from flask_hybridsession.testing import FakeClock, ProviderSuite, new_key
-from tests.servers import Server
+from tests.servers import REDIS, Server, running
 
 PATIENCE = 30.0
 
@@ -868,7 +868,47 @@ def test_a_provider_that_follows_is_mended(now: float) -> None:
     until(lambda: in_step(tiered))
     for key in (lost, changed):
         assert plain(memory.load(key, now)) == plain(tiered.load(key, now))
-    assert memory.count(now) == 2
+    assert set(memory.keys(now)) - mirror.RESERVED == {lost, changed}
+
+
+def follows_redis(path: Path, server: Server) -> tuple[TieredProvider, RedisProvider]:
+    url = f"redis://{server.address}/0"
+    tiered = TieredProvider(HybridProvider(path, durability="never"), RedisProvider(url))
+    return tiered, RedisProvider(url, budget=PATIENCE)
+
+
+def test_a_frozen_server_follows_again(tmp_path: Path, now: float) -> None:
+    with running(REDIS) as server:
+        tiered, redis = follows_redis(tmp_path, server)
+        kept, ended = create(tiered, now, a=1), create(tiered, now)
+        server.freeze()
+        for n in range(200):  # all but the first pass it by
+            tiered.commit(kept, Change(values(a=n)), now)
+        assert tiered.destroy(ended)
+        new = create(tiered, now, b=1)
+        assert not in_step(tiered)
+        assert not there(tiered, ended)
+        server.thaw()
+        until(lambda: in_step(tiered))
+        assert set(redis.keys(now)) - mirror.RESERVED == {kept, new}
+        for key in (kept, new):
+            assert plain(redis.load(key, now)) == plain(tiered.load(key, now))
+        tiered.close()
+        redis.close()
+
+
+def test_a_server_that_lost_everything_gets_all_again(tmp_path: Path, now: float) -> None:
+    with running(REDIS) as server:
+        tiered, redis = follows_redis(tmp_path, server)
+        keys = {create(tiered, now, n=n) for n in range(50)}
+        server.kill()
+        for n in range(3):
+            keys.add(create(tiered, now, n=n))
+        server.start()
+        until(lambda: in_step(tiered))
+        assert set(redis.keys(now)) - mirror.RESERVED == keys
+        tiered.close()
+        redis.close()
 
 
 # Several workers
@@ -934,7 +974,7 @@ def test_after_a_fork_the_child_catches_up_too(tmp_path: Path, now: float) -> No
 
 
 def test_no_sid_leads_to_what_is_reserved() -> None:
-    assert len(mirror.RESERVED) == 258
-    for text in ("tiered:behind", "tiered:graves:0", "sessions:copying"):
+    assert len(mirror.RESERVED) == 259
+    for text in ("tiered:behind", "tiered:graves:0", "tiered:complete", "sessions:copying"):
         assert ids.key_of(text) in mirror.RESERVED
         assert not any(ids.is_sid(text, length) for length in range(16, 257))

@@ -251,8 +251,9 @@ class Follower:
                 with self._lock:
                     self._miss((key,))
                 raise
-        if everything:
+        if everything or self._has_lost_all():
             self._take_in_all()
+            self.target.vouch(clock.now())
         with self._lock:
             if self._missed or self._all:
                 return False
@@ -266,6 +267,11 @@ class Follower:
         if not caught_up:
             self._sign()
         return caught_up
+
+    def _has_lost_all(self) -> bool:
+        """A server that was started again may be empty."""
+        lists = isinstance(self._authority, Lists)
+        return lists and not self.target.is_whole(clock.now())
 
     def _make_up(self, key: str) -> None:
         self._bring(key, clock.now())
@@ -288,7 +294,7 @@ class Follower:
             raise
 
     def _look_around(self) -> None:
-        """Once in each process: did workers end that had left this behind?"""
+        """Once in each process: leave the mark; did workers end that had left this behind?"""
         if self._looked:
             return
         self._looked = True
@@ -297,6 +303,7 @@ class Follower:
         except Exception:
             self._looked = False
             return
+        self._attempt((), lambda: self.target.vouch(clock.now()))
         mine = {mark for mark in marks if mark.partition("/")[0] == self.name}
         if mine - {self._mark}:
             threading.Thread(

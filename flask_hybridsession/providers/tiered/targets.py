@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from typing import Any
 
 from ...core import mirror
 from ...core.breaker import own_budgets
 from ...core.change import Change, Record
 from ...core.database import end, payloads, record_of, whole
-from ...core.errors import ConfigError
+from ...core.errors import ConfigError, KeyTaken
 from ...core.provider import Provider
 
 
@@ -33,6 +34,13 @@ class Target(ABC):
 
     @abstractmethod
     def erase(self, key: str) -> None: ...
+
+    def vouch(self, now: float) -> None:  # noqa: B027  (nothing can be asked of a database)
+        """Leave a mark, by which it is known later that it has not lost everything."""
+
+    def is_whole(self, now: float) -> bool:
+        """Whether the mark is there."""
+        return True
 
     def sweep(self, now: float, limit: int) -> None:  # noqa: B027  (a database has its own ways)
         """Remove what is past its deadline."""
@@ -60,6 +68,15 @@ class ProviderTarget(Target):
     def erase(self, key: str) -> None:
         with own_budgets():
             self.provider.destroy(key)
+
+    def vouch(self, now: float) -> None:
+        with own_budgets(), suppress(KeyTaken):
+            if not self.provider.exists(mirror.COMPLETE, now):
+                self.provider.commit(mirror.COMPLETE, Change(create=True), now)
+
+    def is_whole(self, now: float) -> bool:
+        with own_budgets():
+            return self.provider.exists(mirror.COMPLETE, now)
 
     def sweep(self, now: float, limit: int) -> None:
         with own_budgets():

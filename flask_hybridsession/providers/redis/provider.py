@@ -7,7 +7,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,6 +25,7 @@ from ...core.provider import Lists, Locks, Provider, Remote, Reports, Users
 from . import scripts
 from .connect import read
 from .layout import change_parts, corrupt, encode, is_alias, pack_time, unpack
+from .near import Near
 from .scripts import Script
 from .servers import Cluster, One, Servers
 from .wire import Refused, Reply, Wire, pack
@@ -51,6 +52,9 @@ class RedisProvider(Provider, Lists, Users, Locks, Reports, Remote):
     used: connections are our own. ``service``: the URLs are those of sentinels, which name the
     master by this name. ``cluster``: the URLs are those of some of a cluster's nodes.
 
+    ``near_cache``: read sessions are kept in this worker until Redis says that they changed; a read
+    may then miss what another worker wrote less than so many seconds ago. Not with a cluster.
+
     ``budget`` is how many seconds the calls of one request may take in all. The server need not be
     up yet. Raises ``ConfigError``.
 
@@ -65,6 +69,7 @@ class RedisProvider(Provider, Lists, Users, Locks, Reports, Remote):
         *,
         service: str | None = None,
         cluster: bool = False,
+        near_cache: float | None = None,
         budget: float = 0.25,
     ) -> None:
         given = read(client, service, cluster)
@@ -77,6 +82,7 @@ class RedisProvider(Provider, Lists, Users, Locks, Reports, Remote):
         }
         self._alone = self._spaces.get("")
         self._greeted = False
+        self._near = None if near_cache is None else self._make_near(near_cache)
         self.breaker = Breaker(self._servers.check, budget=budget)
 
     @classmethod
@@ -92,6 +98,18 @@ class RedisProvider(Provider, Lists, Users, Locks, Reports, Remote):
     # -- the contract ---------------------------------------------------------------------------
 
     def load(self, key: str, now: float) -> Record | None:
+        near = self._near
+        record = self._load(key, now) if near is None else near.get(key)
+        if near is not None and record is None:
+            token = near.begin(key)
+            try:
+                record = self._load(key, now)
+            finally:
+                near.keep(key, token, record)
+        return record if record is not None and now < record.deadline else None
+
+    def _load(self, key: str, now: float) -> Record | None:
+        """The record, alive or not."""
         fields = self._ask(key, pack(b"HGETALL", self._space(key) + key.encode()))
         if not fields:
             return None
@@ -100,11 +118,12 @@ class RedisProvider(Provider, Lists, Users, Locks, Reports, Remote):
             if found is None:
                 return None
             key, fields = found[0].decode(), found[1]
-        record = unpack(key, fields)
-        return record if now < record.deadline else None
+        return unpack(key, fields)
 
     def commit(self, key: str, change: Change, now: float) -> None:
-        reply = self._run(scripts.COMMIT, key, now, key.encode(), *change_parts(change))
+        with self._changing(key):
+            reply = self._run(scripts.COMMIT, key, now, key.encode(), *change_parts(change))
+            self._forget(reply)
         if reply == b"gone":
             raise SessionGone(key)
         if reply == b"taken":
@@ -118,14 +137,19 @@ class RedisProvider(Provider, Lists, Users, Locks, Reports, Remote):
                 "in a cluster a session stays in its part: its new key must begin like the old one"
             )
         until = pack_time(alias_until)
-        reply = self._run(scripts.RENAME, old, now, old.encode(), new.encode(), until)
+        with self._changing(old, new):
+            reply = self._run(scripts.RENAME, old, now, old.encode(), new.encode(), until)
+            self._forget(reply)
         if reply == b"gone":
             raise SessionGone(old)
         if reply == b"taken":
             raise KeyTaken(new)
 
     def destroy(self, key: str) -> bool:
-        return self._run(scripts.DESTROY, key, clock.now(), key.encode()) is not None
+        with self._changing(key):
+            reply = self._run(scripts.DESTROY, key, clock.now(), key.encode())
+            self._forget(reply)
+        return reply is not None
 
     def next_deadline(self) -> float | None:
         firsts = self._run_each(scripts.FIRST, self._spaces, 0.0).values()
@@ -144,6 +168,8 @@ class RedisProvider(Provider, Lists, Users, Locks, Reports, Remote):
 
     def close(self) -> None:
         self.breaker.close()
+        if self._near is not None:
+            self._near.close()
         self._servers.close()
 
     # -- abilities ------------------------------------------------------------------------------
@@ -187,6 +213,7 @@ class RedisProvider(Provider, Lists, Users, Locks, Reports, Remote):
                     raise TimeoutError(f"session {key[:12]}... is locked by another request")
                 time.sleep(min(left, pause * random.uniform(0.5, 1.0)))  # noqa: S311  (no secret)
                 pause = min(2 * pause, _LAST_TRY)
+        self._forget(key.encode())  # what the one before has written is read
         try:
             yield
         finally:
@@ -206,6 +233,7 @@ class RedisProvider(Provider, Lists, Users, Locks, Reports, Remote):
             "nodes": "cluster" if self.kinship else "one",
             "used_memory": int(info.get("used_memory", 0)),
             "maxmemory_policy": info.get("maxmemory_policy", "?"),
+            "near_cache": 0 if self._near is None else len(self._near),
         }
 
     # -- asking ---------------------------------------------------------------------------------
@@ -274,7 +302,21 @@ class RedisProvider(Provider, Lists, Users, Locks, Reports, Remote):
 
     def _readable(self, found: list[list[Any]]) -> Iterator[Record]:
         for key, fields in found:
+            self._forget(key)
             yield unpack(key.decode(), fields)
+
+    def _make_near(self, bound: float) -> Near:
+        if self._alone is None:
+            raise ConfigError("near_cache does not work with a cluster: remove it.")
+        return Near(partial(self._servers.connect, protocol=3), self._alone, bound)
+
+    def _changing(self, *keys: str) -> AbstractContextManager[None]:
+        return _nothing if self._near is None else self._near.changing(*keys)
+
+    def _forget(self, key: Reply) -> None:
+        """What a script says that it changed is not served from the near cache."""
+        if self._near is not None and isinstance(key, bytes):
+            self._near.drop(key.decode())
 
     def _greet(self, wire: Wire, give_up: float) -> None:
         """On the first connection: would this server throw sessions away?"""
@@ -297,6 +339,9 @@ class RedisProvider(Provider, Lists, Users, Locks, Reports, Remote):
                 "would be logged out. Set it to noeviction for the Redis that keeps sessions.",
                 policy,
             )
+
+
+_nothing = nullcontext()
 
 
 def _good(reply: Reply, key: str) -> Reply:

@@ -71,14 +71,19 @@ class Wire:
         self._socket.sendall(packed)
 
     def listen(self, give_up: float) -> Reply:
-        """The next thing that the server says. ``TimeoutError`` before its first byte is harmless:
-        whoever only listens may go on."""
+        """The next thing that the server says. Raises ``OSError``.
+
+        A ``TimeoutError`` is harmless: nothing was said, and whoever only listens may go on.
+        """
         self._give_up = give_up
         if self._at >= len(self._buffer):
             self._buffer, self._at = b"", 0
             self._more()
         self._give_up = give_up + 1.0
-        return self.reply()
+        try:
+            return self.reply()
+        except TimeoutError as error:
+            raise ConnectionResetError("the server stopped in the middle of a word") from error
 
     def is_quiet(self) -> bool:
         """Whether it is still connected, and nothing waits to be read."""

@@ -4,6 +4,7 @@ import json
 import logging
 import multiprocessing
 import os
+import random
 import sqlite3
 import threading
 import time
@@ -196,9 +197,10 @@ def values(**named: object) -> dict[str, bytes]:
     return {name: encode(value) for name, value in named.items()}
 
 
-def create(provider: Provider, now: float, **named: object) -> str:
+def create(provider: Provider, now: float, life: float = 60, **named: object) -> str:
     key = new_key()
-    provider.commit(key, Change(values(**named), create=True, deadline=now + 60, touched=now), now)
+    change = Change(values(**named), create=True, deadline=now + life, touched=now)
+    provider.commit(key, change, now)
     return key
 
 
@@ -945,6 +947,105 @@ def test_the_last_writer_wins_in_all_databases(tmp_path: Path, now: float) -> No
         assert plain(two.load(key, now)) == plain(record)
     one.close()
     two.close()
+
+
+class Unreliable(Table):
+    """A database that processes share, which fails now and then; and a list of what has ended."""
+
+    def __init__(self, path: Path, fails: float = 0.0) -> None:
+        super().__init__(path)
+        self.run("CREATE TABLE IF NOT EXISTS ended (key TEXT)")
+        self.chance, self.fails = random.Random(), fails
+
+    def load(self, key: str) -> Any:
+        self.answer()
+        data = super().load(key)
+        row = None if data is None else json.loads(data)
+        return row and Store(row[0], Lifetime(*row[1]))
+
+    def sync(self, payload: SyncPayload) -> None:
+        self.answer()
+        if payload.action is Action.DESTROY:
+            self.delete(payload.key)
+        elif payload.store.lifetime is not None:
+            data = json.dumps([dict(payload.store.values), payload.store.lifetime])
+            self.save(payload.key, data.encode(), None, None)
+        self.answer()
+
+    def answer(self) -> None:
+        if self.chance.random() < self.fails:
+            raise ConnectionError
+
+
+def come_and_go(path: Path) -> None:
+    """Make, change, rename and end sessions; look at those that any worker has ended."""
+    table = Unreliable(path / "table", 0.02)
+    provider = TieredProvider(HybridProvider(path / "one", durability="never"), table)
+    mine: list[str] = []
+    while True:
+        now = clock.now()
+        act = random.randrange(5)
+        if act == 0 or len(mine) < 5:
+            mine.append(create(provider, now, 3600, n=0))
+            continue
+        key = random.choice(mine)
+        if act == 1:
+            provider.commit(key, Change(values(n=random.randrange(99))), now)
+        elif act == 2:
+            mine.append(new_key())
+            provider.rename(key, mine[-1], now)
+        elif act == 3:
+            assert provider.destroy(key)
+        if act in (2, 3):
+            mine.remove(key)
+            table.run("INSERT INTO ended VALUES (?)", key)
+        for (ended,) in table.run("SELECT key FROM ended ORDER BY random() LIMIT 3"):
+            if there(provider, ended):
+                table.run("INSERT INTO ended VALUES ('revived')")
+
+
+def test_workers_that_are_killed_and_a_database_that_fails(tmp_path: Path) -> None:
+    """Whatever happens, what has ended is alive for nobody, and in the end all are equal."""
+    table = Unreliable(tmp_path / "table")
+    context = multiprocessing.get_context("forkserver")
+
+    def start() -> Any:
+        worker = context.Process(target=come_and_go, args=(tmp_path,))
+        worker.start()
+        return worker
+
+    workers = [start() for _ in range(3)]
+
+    def ended() -> int:
+        return table.run("SELECT count(*) FROM ended")[0][0]
+
+    for n in range(6):
+        before = ended()
+        until(lambda before=before: ended() > before + 30)
+        workers[n % 3].kill()
+        workers[n % 3].join()
+        workers[n % 3] = start()
+    for worker in workers:
+        assert worker.is_alive()
+        worker.kill()
+        worker.join()
+    keys = [key for (key,) in table.run("SELECT key FROM ended")]
+    assert "revived" not in keys
+    authority = HybridProvider(tmp_path / "one", durability="never")
+    with FakeClock(clock.now() + ledger.SILENCE + ledger.GRACE + 1):
+        now = clock.now()
+        provider = TieredProvider(authority, table)
+        assert not any(there(provider, key) for key in keys)
+        provider.resync()
+        until(lambda: in_step(provider) and not provider._ledger.marks())
+        rows = {key: json.loads(data) for key, data in table.run("SELECT * FROM sessions")}
+        assert set(rows) == set(provider.keys(now))  # type: ignore[attr-defined]
+        for key, (row, life) in rows.items():
+            record = authority.load(key, now)
+            assert record is not None
+            assert values(**row) == record.values
+            assert life == [record.created, record.touched, record.deadline]
+        provider.close()
 
 
 def test_after_a_fork_the_child_catches_up_too(tmp_path: Path, now: float) -> None:

@@ -7,6 +7,7 @@
  *               before (death), after (death). Counted per process, on files named log*.
  *   SHIM_WHILE  a fault happens only while this file exists
  *   SHIM_TRACE  the file that the records are appended to
+ *   SHIM_FAILED the file in which the processes tell one another which files failed to sync
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -18,6 +19,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -31,6 +33,15 @@ struct record {
     uint32_t path, data; /* how many bytes of each follow */
 };
 
+/* As in the kernel (errseq): each open file on which a sync failed is told so, once. Its own next
+ * sync says EIO, whoever's sync it was that failed. */
+struct failed {
+    uint64_t inode, born, count;
+};
+enum { FAILED = 64 };
+static struct failed *failures;
+static uint64_t told[FAILED];
+
 static char directory[PATH_MAX], awaited[PATH_MAX], call[32], action[32];
 static long nth, times, counted;
 static int trace = -1;
@@ -43,6 +54,14 @@ __attribute__((constructor)) static void begin(void) {
         if (sscanf(value, "%31[^:]:%31[^:]:%ld:%ld", call, action, &nth, &times) != 4) abort();
     if ((value = getenv("SHIM_TRACE")))
         if ((trace = open(value, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600)) < 0) abort();
+    if ((value = getenv("SHIM_FAILED"))) {
+        int fd = open(value, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+        size_t size = FAILED * sizeof *failures;
+        if (fd < 0 || ftruncate(fd, size)) abort();
+        failures = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        if (failures == MAP_FAILED) abort();
+        close(fd);
+    }
 }
 
 static void *next(const char *name) {
@@ -128,6 +147,25 @@ static int cut(const char *name, int fd, off_t size) {
 int ftruncate(int fd, off_t size) { return cut("ftruncate", fd, size); }
 int ftruncate64(int fd, off_t size) { return cut("ftruncate64", fd, size); }
 
+/* The place of a file among those that failed; one that is new there, if it is to be added. */
+static int place(int fd, int add) {
+    struct statx status;
+    if (!failures || statx(fd, "", AT_EMPTY_PATH, STATX_INO | STATX_BTIME, &status)) return -1;
+    uint64_t born = status.stx_btime.tv_sec * 1000000000ULL + status.stx_btime.tv_nsec;
+    for (int at = 0; at < FAILED; at++) {
+        struct failed *one = &failures[at];
+        uint64_t nobody = 0;
+        /* An inode's number is used again, but not with the same time of birth. */
+        if (add) __atomic_compare_exchange_n(&one->born, &nobody, born, 0, 5, 5);
+        if (__atomic_load_n(&one->born, __ATOMIC_SEQ_CST) == born) {
+            if (add) one->inode = status.stx_ino;
+            if (one->inode == status.stx_ino) return at;
+        }
+        if (!one->born) return -1;
+    }
+    abort();
+}
+
 static int synced(const char *name, int fd) {
     int (*real)(int) = next(name);
     char path[PATH_MAX];
@@ -136,6 +174,12 @@ static int synced(const char *name, int fd) {
     int strike = struck("fdatasync", path);
     if (strike && !strcmp(action, "before")) die();
     int result = strike && !strcmp(action, "EIO") ? (errno = EIO, -1) : real(fd);
+    int at = place(fd, result);
+    if (result && at >= 0) told[at] = __atomic_add_fetch(&failures[at].count, 1, __ATOMIC_SEQ_CST);
+    if (!result && at >= 0 && told[at] < failures[at].count) {
+        told[at] = failures[at].count;
+        return errno = EIO, -1;
+    }
     record('E', fd, result, path, "", 0);
     if (strike && !strcmp(action, "after")) die();
     return result;

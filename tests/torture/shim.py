@@ -43,6 +43,7 @@ class Shim:
             env["SHIM_FAULT"] = fault
         if trace is not None:
             env["SHIM_TRACE"] = str(trace)
+            env["SHIM_FAILED"] = f"{trace}.failed"
         if while_ is not None:
             env["SHIM_WHILE"] = str(while_)
         return env

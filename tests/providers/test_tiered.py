@@ -656,6 +656,26 @@ def test_an_end_after_the_claim(tmp_path: Path, now: float) -> None:
     quick.close()
 
 
+def test_a_late_filler_overwrites_nothing(tmp_path: Path, rows: Rows, now: float) -> None:
+    slow = TieredProvider(HybridProvider(tmp_path), rows)
+    quick = TieredProvider(HybridProvider(tmp_path), rows)
+    key = new_key()
+    rows.rows[key] = Store({"a": 1}, Lifetime(now, now, inf))
+    claim = slow._claim
+
+    def claim_and_be_late(copy: Record, now: float) -> Any:
+        token = claim(copy, now)
+        quick.commit(key, Change(values(a=2)), now)
+        return token
+
+    slow._claim = claim_and_be_late  # type: ignore[method-assign]
+    record = slow.load(key, now)
+    assert record is not None
+    assert record.values == loads(quick, key) == values(a=2)
+    slow.close()
+    quick.close()
+
+
 class JsonFile:
     """A database that processes share: one file. Killed where ``die`` says."""
 

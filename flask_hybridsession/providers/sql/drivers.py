@@ -17,6 +17,9 @@ from sqlalchemy import Engine
 
 #: Seconds after which a server ends the transaction of a client that stands still.
 _IDLE_IN_TRANSACTION = 5
+#: The part of the budget that a statement waits for a lock before it is tried again: the server
+#: shall not do much later what its client has given up.
+_LOCK_PART = 0.2
 
 
 class Trouble(Enum):
@@ -151,7 +154,7 @@ class Postgresql(Driver):
         raw.autocommit = True
         raw.execute(
             "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED READ WRITE;"
-            f"SET lock_timeout = {ceil(self.budget * 1000)};"
+            f"SET lock_timeout = {ceil(self.budget * 1000 * _LOCK_PART)};"
             f"SET idle_in_transaction_session_timeout = {_IDLE_IN_TRANSACTION * 1000}"
         )
         raw.row_factory = _tuples
@@ -239,11 +242,10 @@ class Mysql(Driver):
         cursor = raw.cursor()
         cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
         cursor.execute("SET SESSION TRANSACTION READ WRITE")
-        # Strict: what does not fit is an error. Seconds are whole ones here.
-        limits = f"innodb_lock_wait_timeout = {ceil(self.budget)}, sql_mode = 'STRICT_TRANS_TABLES'"
+        cursor.execute("SET SESSION sql_mode = 'STRICT_TRANS_TABLES'")  # nothing is cut to fit
+        cursor.execute("SET SESSION innodb_lock_wait_timeout = 1")  # with 0, MariaDB errs at times
         if "MariaDB" in raw.get_server_info():
-            limits += f", idle_transaction_timeout = {_IDLE_IN_TRANSACTION}"
-        cursor.execute(f"SET SESSION {limits}")
+            cursor.execute(f"SET SESSION idle_transaction_timeout = {_IDLE_IN_TRANSACTION}")
         cursor.execute("SELECT @@max_allowed_packet")
         raw.largest = int(cursor.fetchone()[0])
         return cursor

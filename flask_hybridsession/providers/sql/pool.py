@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from random import uniform
 from time import monotonic
 from typing import Any, TypeVar
 from weakref import WeakSet
@@ -22,6 +23,8 @@ T = TypeVar("T")
 IDLE = 300.0
 #: Seconds that a fork waits for the calls of other threads, where nothing may be open across it.
 _BEFORE_FORK = 1.0
+#: Seconds until another try, at most: the others hold their locks for less.
+_PAUSE = 0.002
 
 
 class Again(Exception):
@@ -191,6 +194,7 @@ class Links:
                 finally:
                     link.leave()
                     self._put(link)
+                time.sleep(uniform(0.0, _PAUSE))  # noqa: S311  (no secret)
         finally:
             permits.release()
 

@@ -8,13 +8,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from math import inf
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from sqlalchemy.exc import DBAPIError
 
 from ...core import clock
-from ...core.breaker import Breaker, own_budgets
+from ...core.breaker import Breaker, begin_budget, own_budgets
 from ...core.change import Change, Record, decide
 from ...core.errors import (
     ConfigError,
@@ -25,7 +26,7 @@ from ...core.errors import (
     SessionGone,
 )
 from ...core.provider import Lists, Locks, Provider, Remote, Reports, Users
-from .drivers import Driver, driver_for
+from .drivers import driver_for
 from .pool import Duplicate, Link, Links
 from .rows import Row, pack, stored_deadline, user_hash
 from .source import Source, connections
@@ -42,8 +43,8 @@ T = TypeVar("T")
 log = logging.getLogger("flask_hybridsession")
 
 _PAGE = 500
-#: Seconds for what an operator asks and no visitor waits for.
-_PATIENCE = 30.0
+#: Seconds for what looks at all sessions, and no visitor waits for.
+_PATIENCE = 5.0
 #: Bytes of a session up to which a thread remembers what it has just read.
 _REMEMBERED = 1 << 16
 #: Seconds between two sweeps of the leases that killed holders left.
@@ -90,9 +91,7 @@ class SqlProvider(Provider, Lists, Users, Locks, Reports, Remote):
         self._source = Source(database, bind_key, budget)
         self._options = {"synchronous": synchronous}
         self._size = pool_size
-        self._backend: Backend | None = None
         self._closed = False
-        self._making = threading.Lock()
         self._last = _Last()
         self._locks_swept = 0.0
 
@@ -116,7 +115,7 @@ class SqlProvider(Provider, Lists, Users, Locks, Reports, Remote):
         """
         engine = self._source.engine()
         if engine.dialect.name == "sqlite":
-            self._patiently(lambda link: link.rows("PRAGMA journal_mode = WAL"))
+            self._patiently(lambda link, sql: link.rows("PRAGMA journal_mode = WAL"))
         for last in (False, True):
             try:
                 with engine.begin() as connection:
@@ -188,8 +187,8 @@ class SqlProvider(Provider, Lists, Users, Locks, Reports, Remote):
     def close(self) -> None:
         self._closed = True
         self.breaker.close()
-        if self._backend is not None:
-            self._backend.links.close()
+        if "_backend" in vars(self):
+            self._ready().links.close()
 
     # -- abilities ------------------------------------------------------------------------------
 
@@ -241,29 +240,29 @@ class SqlProvider(Provider, Lists, Users, Locks, Reports, Remote):
         }
 
     def _counts(self) -> tuple[int, int]:
-        (rows, aliases), *_ = self._patiently(lambda link: link.rows(self._ready().sql.count))
+        (rows, aliases), *_ = self._patiently(lambda link, sql: link.rows(sql.count))
         return rows - aliases, aliases
 
     # -- calls ----------------------------------------------------------------------------------
 
     def _call(self, work: Callable[[Link, Statements], T]) -> T:
-        backend = self._backend or self._ready()
+        backend = self._ready()
         sql, use = backend.sql, backend.links.use
         return self.breaker.call(lambda seconds: use(seconds, lambda link: work(link, sql)))
 
-    def _patiently(self, work: Callable[[Link], T]) -> T:
-        """For an operator: it may take its time."""
-        return self._ready().links.use(_PATIENCE, work)
+    def _patiently(self, work: Callable[[Link, Statements], T]) -> T:
+        """For an operator, who asks about all sessions: a time of its own."""
+        context = copy_context()
+        context.run(begin_budget, _PATIENCE)
+        return context.run(self._call, work)
 
     def _probe(self, seconds: float) -> None:
         self._ready().links.ping(seconds)
 
     def _ready(self) -> Backend:
-        if self._backend is None:
-            with self._making:
-                if self._backend is None:
-                    self._backend = self._make_backend()
-        return self._backend
+        """What is known once there is an engine; made by whoever comes first."""
+        found: Backend | None = vars(self).get("_backend")
+        return found or vars(self).setdefault("_backend", self._make_backend())
 
     def _make_backend(self) -> Backend:
         if self._closed:
@@ -279,7 +278,7 @@ class SqlProvider(Provider, Lists, Users, Locks, Reports, Remote):
             return raw
 
         links = Links(driver, connect, self._size)
-        return Backend(Statements(self._tables, engine, driver), links, driver)
+        return Backend(Statements(self._tables, engine, driver), links)
 
     def _sweep_locks(self) -> None:
         now = time.monotonic()
@@ -289,13 +288,11 @@ class SqlProvider(Provider, Lists, Users, Locks, Reports, Remote):
                 self._call(lambda link, sql: link.write(sql.delete_locks, (time.time(),)))
 
 
-class Backend:
-    """What is known once the engine is."""
+class Backend(NamedTuple):
+    """How to talk to the database."""
 
-    def __init__(self, sql: Statements, links: Links, driver: Driver) -> None:
-        self.sql = sql
-        self.links = links
-        self.driver = driver
+    sql: Statements
+    links: Links
 
 
 class _Last(threading.local):

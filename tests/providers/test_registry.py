@@ -81,7 +81,13 @@ def made(name: Any, **options: Any) -> Any:
 @pytest.mark.parametrize("name", registry.BUILT_IN)
 def test_the_built_in_ones(name: str, tmp_path: Path) -> None:
     options = {"cachelib": {"type": "SimpleCache"}, "tiered": {"authority": "memory"}}.get(name, {})
-    settings = Settings(type=name, options=options, directory=str(tmp_path / "sessions"))
+    settings = Settings(
+        type=name,
+        options=options,
+        directory=str(tmp_path / "sessions"),
+        redis="redis://127.0.0.1:1",
+        sqlalchemy=f"sqlite:///{tmp_path}/sessions.db",
+    )
     one, other = make_provider(settings), make_provider(settings)
     try:
         assert type(one).__module__.startswith(f"flask_hybridsession.providers.{name}")
@@ -254,7 +260,7 @@ def test_an_entry_point(site: Site) -> None:
     site.install("third_party", {"third": "third_party:Third"}, THIRD)
     provider = made("third", max_sessions=3)
     assert type(provider).__name__ == "Third"
-    with pytest.raises(ConfigError, match="memory, .*third"):
+    with pytest.raises(ConfigError, match=r"memory, .*third"):
         made("nonsense")
     with pytest.raises(ConfigError, match="Did you mean 'third'"):
         made("thrid")

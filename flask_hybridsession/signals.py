@@ -21,5 +21,6 @@ session_destroyed = _signals.signal("hybridsession-destroyed")
 session_expired = _signals.signal("hybridsession-expired")
 #: A client showed a cookie that names no session.
 session_rejected = _signals.signal("hybridsession-rejected")
-#: The provider could not answer. The request got a 503 if its answer depended on it.
+#: The provider could not answer. A request that depended on it got a 503, or what
+#: ``SESSION_ON_OUTAGE`` says.
 provider_failed = _signals.signal("hybridsession-provider-failed")

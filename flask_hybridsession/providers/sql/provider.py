@@ -49,6 +49,8 @@ _PATIENCE = 5.0
 _REMEMBERED = 1 << 16
 #: Seconds between two sweeps of the leases that killed holders left.
 _SWEEP_LOCKS = 60.0
+#: Each may meet another one of the tables and indexes that somebody else has just made.
+_ATTEMPTS = 10
 _SYNCHRONOUS = ("FULL", "NORMAL")
 _unhex = bytes.fromhex
 
@@ -114,18 +116,19 @@ class SqlProvider(Provider, Lists, Users, Locks, Reports, Remote):
         Raises ``ProviderUnavailable``.
         """
         engine = self._source.engine()
-        if engine.dialect.name == "sqlite":
-            self._patiently(lambda link, sql: link.rows("PRAGMA journal_mode = WAL"))
-        for last in (False, True):
+        first = "PRAGMA journal_mode = WAL" if engine.dialect.name == "sqlite" else "SELECT 1"
+        self._patiently(lambda link, sql: link.rows(first))
+        for attempt in range(_ATTEMPTS):
             try:
                 with engine.begin() as connection:
                     self._tables.metadata.create_all(connection)
                 return
             except DBAPIError as error:
-                if last:  # at first another worker may be making them, too
+                if attempt == _ATTEMPTS - 1:
                     raise ProviderUnavailable(
                         f"the tables cannot be made ({type(error.orig).__name__})"
                     ) from error
+                time.sleep(0.02)  # at first another worker may be making them, too
 
     def ddl(self) -> str:
         """The statements that make the tables in this database."""

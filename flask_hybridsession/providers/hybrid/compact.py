@@ -55,20 +55,22 @@ class Abandoned(Exception):
 
 def compact(store: Store) -> bool:
     """Write a new generation beside the writers. False when another worker is at it, or was."""
-    fd = os.open(store.path("compact"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
-        flock(fd, LOCK_EX | LOCK_NB)
         with store.building():
-            successor = Successor(store)
+            # Closed before a fork may come: a child would hold its lock as long as it lives.
+            fd = os.open(store.path("compact"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             try:
-                successor.build()
-                store.write(False, switch, successor)
+                flock(fd, LOCK_EX | LOCK_NB)
+                successor = Successor(store)
+                try:
+                    successor.build()
+                    store.write(False, switch, successor)
+                finally:
+                    successor.close()
             finally:
-                successor.close()
+                os.close(fd)
     except (BlockingIOError, Abandoned):
         return False
-    finally:
-        os.close(fd)
     return True
 
 

@@ -540,9 +540,16 @@ class Store:
 
     @contextmanager
     def building(self) -> Iterator[None]:
-        """While another image than ours is open. It must not cross a fork either."""
-        with self._building:
+        """While another image than ours is open. It must not cross a fork either.
+
+        Raises ``BlockingIOError`` when another thread is at it, or forks.
+        """
+        if not self._building.acquire(blocking=False):
+            raise BlockingIOError
+        try:
             yield
+        finally:
+            self._building.release()
 
     def linger(self, fd: int) -> None:
         """Close a file later: to free a large one takes long, and who does it must not be a writer.

@@ -181,7 +181,7 @@ class Links:
         while self._forking and monotonic() < give_up:
             time.sleep(0.001)
         permits = self._permits
-        if not permits.acquire(timeout=seconds):
+        if not permits.acquire(timeout=max(give_up - monotonic(), 0)):
             raise ProviderUnavailable("all connections to the database are in use")
         try:
             while True:

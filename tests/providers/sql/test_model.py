@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,11 @@ from tests.model import Handle, InProcess, InThread, StoreMachine, machine_case
 from tests.servers import Server, mariadb_url, postgresql_url
 
 from .databases import emptied, opened
+
+# Importing SQLAlchemy anew in each process takes longer than all that it does.
+multiprocessing.get_context("forkserver").set_forkserver_preload(
+    ["flask_hybridsession.providers.sql", "psycopg", "pymysql", "tests.model"]
+)
 
 
 class Sql(StoreMachine):
@@ -54,9 +60,9 @@ class Mariadb(Sql):
     pass
 
 
-_Postgresql: Any = machine_case(Postgresql, steps=80)
-_Mariadb: Any = machine_case(Mariadb, steps=40)
-TestSqlite = machine_case(Sqlite, steps=120)
+_Postgresql: Any = machine_case(Postgresql, steps=120)
+_Mariadb: Any = machine_case(Mariadb, steps=80)
+TestSqlite = machine_case(Sqlite, steps=240)
 
 
 class TestPostgresql(_Postgresql):

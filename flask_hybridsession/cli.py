@@ -17,10 +17,23 @@ from flask.cli import AppGroup
 from .copying import Copy, Pass
 from .core.errors import ConfigError, ProviderError
 from .core.provider import Checks, Compacts, Provider, Reports
-from .core.settings import Settings, read_settings
+from .core.settings import KNOWN, Settings, read_settings
 from .providers.registry import make_provider
 
-sessions_cli = AppGroup("sessions", help="Look after the server-side sessions.")
+
+class _Sessions(AppGroup):
+    """An operator gets a sentence, not a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ConfigError as error:
+            raise _Unable(str(error)) from error
+        except ProviderError as error:
+            raise click.ClickException(str(error)) from error
+
+
+sessions_cli = _Sessions("sessions", help="Look after the server-side sessions.")
 
 
 @runtime_checkable
@@ -36,17 +49,25 @@ class HasTables(Protocol):
 
 @sessions_cli.command("init")
 @click.option("--print", "only_print", is_flag=True, help="Print the SQL, change nothing.")
-def init(only_print: bool) -> None:
-    """Make the tables that the provider needs. Harmless when they are there."""
-    provider = _able(HasTables, "make")
-    if only_print:
-        click.echo(provider.ddl())
-        return
-    try:
-        provider.create_tables()
-    except ProviderError as error:
-        raise click.ClickException(str(error)) from error
-    click.echo("the tables are there")
+@click.option("--type", "name", metavar="TYPE", help="Another provider than the app's, as sql.")
+@click.option("--option", multiple=True, metavar="NAME=VALUE", help="An option of that provider.")
+def init(only_print: bool, name: str | None, option: Sequence[str]) -> None:
+    """Make the tables that the provider needs. Harmless when they are there.
+
+    --type and --option are as for "flask sessions copy".
+    """
+    provider = _sessions().provider if name is None else _provider_of(name, option)
+    tiers = [getattr(provider, "authority", provider), *getattr(provider, "others", ())]
+    makers = [tier for tier in tiers if isinstance(tier, HasTables)]
+    if not makers:
+        raise _Unable(f"{type(provider).__name__} has nothing to make")
+    for maker in makers:
+        if only_print:
+            click.echo(maker.ddl())
+        else:
+            maker.create_tables()
+    if not only_print:
+        click.echo("the tables are there")
 
 
 @sessions_cli.command("purge")
@@ -114,17 +135,12 @@ def copy(
     providers: list[Provider] = []
     try:
         for name, options in ((source, from_option), (target, to_option)):
-            providers.append(make_provider(_settings_of(name, _read_options(options))))
+            providers.append(_provider_of(name, options))
         work = Copy(*providers, mirror=mirror)
-        try:
-            work.begin()
-        except ConfigError as error:
-            raise _Unable(f"{error} --mirror makes it equal to the source.") from None
+        work.begin()
         _copy(work, follow)
-    except ConfigError as error:
-        raise _Unable(str(error)) from None
     except ProviderError as error:
-        raise click.ClickException(f"{error}. Start it again to go on.") from None
+        raise click.ClickException(f"{error}. Start the copy again to go on.") from error
     finally:
         for provider in providers:
             provider.close()
@@ -176,10 +192,16 @@ def _show_progress(number: int, keys: Iterable[str], count: int) -> Iterator[str
         yield from bar
 
 
+def _provider_of(name: str, options: Sequence[str]) -> Provider:
+    return make_provider(_settings_of(name, _read_options(options)))
+
+
 def _settings_of(name: str, given: dict[str, Any]) -> Settings:
     """The app's own, with what was given: options of the provider, and ``SESSION_*`` settings."""
     app = current_app
     others = {option: value for option, value in given.items() if option.isupper()}
+    for option in others.keys() - KNOWN:
+        raise _Unable(f"{option} is not a setting; an option of a provider has small letters")
     options = {option: value for option, value in given.items() if option not in others}
     config = {**app.config, **others, "SESSION_TYPE": name}
     config["SESSION_OPTIONS"] = {**_own_options(name), **options}

@@ -70,12 +70,16 @@ class Copy:
     def begin(self) -> None:
         """Mark the target as a copy under way, so that a later run may go on with it.
 
-        Raises ``ConfigError`` if it holds sessions and is no such copy.
+        Raises ``ConfigError`` if it holds sessions and is no such copy, or the source has none: a
+        mistake in its name would empty the target.
         """
-        now = clock.now()
-        begun = self._target.load(COPYING, now) is not None
-        if not (begun or self._mirror) and any(key not in RESERVED for key in self._keys_there()):
-            raise ConfigError("the target holds sessions already.")
+        if _holds_sessions(self._target):
+            if not (self._mirror or self._target.load(COPYING, clock.now())):
+                raise ConfigError("the target holds sessions already. --mirror makes it equal.")
+            if not _holds_sessions(self._source):
+                raise ConfigError(
+                    "the source holds no sessions, the target does: see that the source is right."
+                )
         self._mark()
 
     def passes(self, progress: Progress) -> Iterator[Pass]:
@@ -105,7 +109,7 @@ class Copy:
                     bad.append(key)
             except CorruptData:
                 bad.append(key)
-        for key in self._keys_there():
+        for key in self._target.keys(clock.now()):
             if key in RESERVED:
                 continue
             if bytes.fromhex(key) not in seen:
@@ -131,10 +135,6 @@ class Copy:
             self._bring(key)
         return False
 
-    def _keys_there(self) -> Iterable[str]:
-        keys: Iterable[str] = self._target.keys(clock.now())
-        return keys
-
     def _count(self) -> int:
         count: int = self._source.count(clock.now())
         return count
@@ -153,6 +153,10 @@ class Copy:
             _patiently(mark)
         except KeyTaken:
             raise ConfigError("another copy into this target is under way.") from None
+
+
+def _holds_sessions(provider: Lists) -> bool:
+    return any(key not in RESERVED for key in provider.keys(clock.now()))
 
 
 def _patiently(work: Callable[[], T]) -> T:

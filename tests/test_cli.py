@@ -180,12 +180,51 @@ def test_compact_while_another_worker_does(folder: Path) -> None:
     assert "another worker" in done.stderr
 
 
-@pytest.mark.parametrize("command", ["check", "compact"])
-def test_a_provider_without_that_ability(folder: Path, command: str) -> None:
+def configure(folder: Path, config: str) -> None:
     source = (folder / "shop.py").read_text()
     (folder / "shop.py").write_text(
-        source.replace("HybridSession(app)", 'HybridSession(app, provider="memory")')
+        source.replace("HybridSession(app)", f"app.config.update({config}); HybridSession(app)")
     )
+
+
+def test_init_of_another_provider(folder: Path) -> None:
+    """As a copy into it needs: the app is still on its old one."""
+    done = flask(folder, "sessions", "init")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "HybridProvider has nothing to make" in done.stderr
+    words = ("--type", "sql", "--option", f"SESSION_SQLALCHEMY=sqlite:///{folder / 'two.db'}")
+    done = flask(folder, "sessions", "init", "--print", *words)
+    assert done.stdout.count("CREATE TABLE") == 2
+    done = flask(folder, "sessions", "init", *words)
+    assert (done.returncode, done.stdout) == (0, "the tables are there\n")
+    fill(folder, 1000)
+    words = ("--from", "hybrid", "--to", *words[1:2], "--to-option", words[3])
+    done = flask(folder, "sessions", "copy", *words)
+    assert done.stdout.endswith("1 session, all equal\n"), done.stderr
+
+
+def test_init_of_one_of_several(folder: Path) -> None:
+    tiers = {"authority": "hybrid", "others": ["memory", {"type": "sql"}]}
+    url = f"sqlite:///{folder / 'two.db'}"
+    configure(folder, f"SESSION_TYPE='tiered', SESSION_OPTIONS={tiers}, SESSION_SQLALCHEMY={url!r}")
+    for words, said in (("--print",), "CREATE TABLE"), ((), "the tables are there"):
+        done = flask(folder, "sessions", "init", *words)
+        assert done.returncode == 0
+        assert said in done.stdout
+
+
+@pytest.mark.parametrize("command", ["stats", "purge"])
+def test_a_server_that_is_away_is_one_line(folder: Path, command: str) -> None:
+    configure(folder, "SESSION_TYPE='redis', SESSION_REDIS='redis://:secret@127.0.0.1:1'")
+    done = flask(folder, "sessions", command)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("Error: Redis at 127.0.0.1:1 cannot be reached")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["check", "compact"])
+def test_a_provider_without_that_ability(folder: Path, command: str) -> None:
+    configure(folder, "SESSION_TYPE='memory'")
     done = flask(folder, "sessions", command)
     assert (done.returncode, done.stdout) == (2, "")
     assert f"MemoryProvider has nothing to {command}" in done.stderr

@@ -153,6 +153,22 @@ def test_who_is_already_there() -> None:
         copy_all(source, target)
 
 
+def test_an_empty_source_empties_nothing() -> None:
+    """Somebody has mistyped its name."""
+    source, target = MemoryProvider(), MemoryProvider()
+    fill(target, 5)
+    for mirror in (False, True):
+        with pytest.raises(ConfigError, match="holds"):
+            copy_all(source, target, mirror=mirror)
+    copy = Copy(target, source)  # a copy that was begun, and goes on from the wrong place
+    copy.begin()
+    copy.run(quiet)
+    with pytest.raises(ConfigError, match="the source holds no sessions"):
+        copy_all(MemoryProvider(), source)
+    assert records(source) == records(target)
+    assert target.count(clock.now()) == 5
+
+
 def test_an_interrupted_copy_is_taken_up() -> None:
     source, target = MemoryProvider(), MemoryProvider()
     keys = fill(source, 100)
@@ -401,6 +417,7 @@ def test_what_cannot_be_copied_at_all(shop: Shop) -> None:
         (("--from", "hybrid", "--to", "functions"), "cannot list"),
         (("--from", "hybrid", "--to", "hybrid", "--to-option", "directory"), "NAME=VALUE"),
         (("--from", "hybrid", "--to", "memory", "--to-option", "wrong=1"), "It takes: max_sess"),
+        (shop.to_two("--to-option", "SESSION_DIRECTORY=/x"), "SESSION_DIRECTORY is not a setting"),
         (("--to", "memory"), "--from"),
     ]:
         code, out, err = shop.run(*words)

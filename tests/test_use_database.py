@@ -17,7 +17,7 @@ from flask_hybridsession import (
     SyncPayload,
     provider_failed,
 )
-from flask_hybridsession.core import clock
+from flask_hybridsession.core import clock, database
 from flask_hybridsession.core.mirror import RESERVED
 from flask_hybridsession.core.provider import Lists, Users
 from flask_hybridsession.providers.memory import MemoryProvider
@@ -63,6 +63,11 @@ def make_app(sessions: HybridSession, **config: Any) -> Flask:
     @app.get("/set/<name>/<value>")
     def set_(name: str, value: str) -> str:
         session[name] = value
+        return ""
+
+    @app.get("/drop/<name>")
+    def drop(name: str) -> str:
+        del session[name]
         return ""
 
     @app.get("/get")
@@ -129,6 +134,31 @@ def test_what_is_no_database(sessions: HybridSession) -> None:
     make_app(sessions)
     with pytest.raises(ConfigError, match="load"):
         sessions.use_database("sqlite:///")
+    with pytest.raises(ConfigError, match=r"an object: write Archive\(\)"):
+        sessions.use_database(Archive)
+
+
+def test_the_database_that_is_described() -> None:
+    given: dict[str, Any] = {"Action": Action}
+    exec((database.__doc__ or "").partition("\n\n")[2], given)
+    example = given["Archive"]()
+    example.rows = {}
+    sessions = HybridSession(provider="memory")
+    sessions.use_database(example)
+    client = make_app(sessions).test_client()
+    client.get("/set/a/1")
+    client.get("/set/b/2")
+    client.get("/login")
+    client.get("/drop/a")
+    (before,) = sessions.of_user("ann")
+    sessions.provider.authority.destroy(before.key)  # type: ignore[attr-defined]
+    assert client.get("/get").json == {"b": "2"}
+    assert client.get("/who").text == "ann"
+    (after,) = sessions.of_user("ann")
+    assert after.expires == before.expires
+    client.get("/logout")
+    assert example.rows == {}
+    sessions.close()
 
 
 def test_sessions_outlive_the_memory_of_the_app(archive: Archive) -> None:

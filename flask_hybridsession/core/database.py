@@ -5,10 +5,13 @@ class Archive:
         return self.rows.get(key)
 
     def sync(self, payload):
+        key, store = payload.key, payload.store
         if payload.action is Action.DESTROY:
-            self.rows.pop(payload.key, None)
-        elif payload.action is not Action.CLEAR:
-            self.rows[payload.key] = payload.store
+            self.rows.pop(key, None)
+        elif store.lifetime is not None:
+            self.rows[key] = store
+        elif key in self.rows:  # delete and clear: the lifetime stays as it is stored
+            self.rows[key] = self.rows[key]._replace(values=store.values)
 """
 
 from __future__ import annotations
@@ -167,7 +170,9 @@ def payloads(before: Record | None, change: Change, after: Record) -> Iterator[S
         held.add(name)
         told = True
         yield SyncPayload(key, action, Entry(name, Values({name: data})[name]), store)
-    if not told:
+    # Deletes leave the lifetime as it is stored.
+    moved = before is not None and not change.puts and before[4:] != after[4:]
+    if not told or moved:
         yield SyncPayload(key, Action.CREATE if change.create else Action.UPDATE, Entry(), store)
 
 

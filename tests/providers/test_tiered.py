@@ -783,6 +783,30 @@ def test_a_failing_follower_fails_no_request(
     assert tiered.stats()["Rows 1"] == "in step"  # type: ignore[attr-defined]
 
 
+def test_stats_know_what_other_workers_miss(rows: Rows, now: float) -> None:
+    """``flask sessions stats`` is a process of its own."""
+    authority = MemoryProvider()
+    worker, stats = TieredProvider(authority, rows), TieredProvider(authority, rows)
+    rows.down = True
+    create(worker, now, a=1)
+    assert stats.stats()["Rows 1"] == "behind in another worker"
+    rows.down = False
+    until(lambda: in_step(worker))
+    assert stats.stats()["Rows 1"] == "in step"
+    worker.close()
+
+
+def test_what_our_own_errors_say_is_passed_on(now: float, caplog: pytest.LogCaptureFixture) -> None:
+    class NeedsTables(MemoryProvider):
+        def commit(self, key: str, change: Change, now: float) -> None:
+            raise ConfigError("run this and that.")
+
+    tiered = TieredProvider(MemoryProvider(), NeedsTables())
+    create(tiered, now)
+    assert "run this and that." in caplog.text
+    tiered.close()
+
+
 def test_requests_do_not_wait_for_a_frozen_follower(tiered: Any, rows: Rows, now: float) -> None:
     key = create(tiered, now, a=1)
     rows.down = True

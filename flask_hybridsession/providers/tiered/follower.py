@@ -13,7 +13,7 @@ from weakref import WeakSet
 
 from ...core import clock
 from ...core.change import Change, Record
-from ...core.errors import ProviderUnavailable
+from ...core.errors import HybridSessionError, ProviderUnavailable
 from ...core.mirror import MOST_ROUNDS, RESERVED, restless, same
 from ...core.provider import Lists, Provider
 from .ledger import Ledger
@@ -89,12 +89,11 @@ class Follower:
 
     def stats(self) -> dict[str, int | float | str]:
         with self._lock:
-            state = "behind" if self._behind else "in step"
             missed = "all" if self._all else str(len(self._missed))
-        return {
-            self.name: f"{state}, {missed} to catch up" if self._behind else state,
-            f"{self.name} failures": self._failures,
-        }
+            state = f"behind, {missed} to catch up" if self._behind else "in step"
+        if state == "in step" and not self.may_fill():
+            state = "behind in another worker"
+        return {self.name: state, f"{self.name} failures": self._failures}
 
     # -- what a request does --------------------------------------------------------------------
 
@@ -183,7 +182,8 @@ class Follower:
     # -- behind ---------------------------------------------------------------------------------
 
     def _failed(self, error: Exception, keys: tuple[str, ...]) -> None:
-        why = type(error).__name__
+        # What our own errors say has no secrets in it.
+        why = error if isinstance(error, HybridSessionError) else type(error).__name__
         if self._fall_behind(keys):
             self._failures += 1
             log.error("%s is out of date until it answers again: %s", self.name, why)

@@ -120,7 +120,9 @@ class TieredProvider(Provider, Reports):
         """
         options = dict(settings.options)
         authority, others = options.pop("authority", None), options.pop("others", ())
-        if authority is None or options or isinstance(others, str | Mapping):
+        tiers = [authority, *others] if isinstance(others, list | tuple) else [None]
+        nameless = [tier for tier in tiers if isinstance(tier, Mapping) and "type" not in tier]
+        if options or None in tiers or nameless:
             raise ConfigError(
                 'SESSION_OPTIONS of "tiered" must be {"authority": ..., "others": [...]}, each '
                 'the name of a provider, or {"type": its name, and its own options}, or the '
@@ -451,5 +453,5 @@ def _made(what: Any, settings: Settings) -> Any:
         return make_provider(replace(settings, type=what, options={}))
     if isinstance(what, Mapping):
         options = dict(what)
-        return make_provider(replace(settings, type=options.pop("type", None), options=options))
+        return make_provider(replace(settings, type=options.pop("type"), options=options))
     return what

@@ -90,6 +90,8 @@ class DatabaseTarget(Target):
     by_entry = True
 
     def __init__(self, database: Any) -> None:
+        if isinstance(database, type):
+            raise ConfigError(f"a database is an object: write {database.__name__}().")
         for name in ("load", "sync"):
             if not callable(getattr(database, name, None)):
                 raise ConfigError(

@@ -35,15 +35,20 @@ View = TypeVar("View", bound=Callable[..., Any])
 def on_outage(policy: OnOutage) -> Callable[[View], View]:
     """Decorate a view: its own ``SESSION_ON_OUTAGE``.
 
-    For a class-based view, put it in the class' ``decorators``. Raises ``ConfigError`` for what is
-    no policy, ``TypeError`` for what is no view.
+    For a class-based view, put it in the class' ``decorators``, or on one of its methods. Raises
+    ``ConfigError`` for what is no policy, ``TypeError`` for what is no view.
     """
     outage_policy(policy, "on_outage")
 
     def decorate(view: View) -> View:
         if isinstance(view, type) or not callable(view):
             raise TypeError("on_outage decorates a view function; a class lists it in `decorators`")
-        view._session_on_outage = policy  # type: ignore[attr-defined]
+        try:
+            view._session_on_outage = policy  # type: ignore[attr-defined]
+        except AttributeError:  # a bound method, say
+            raise TypeError(
+                "on_outage decorates a function: put it where that is defined"
+            ) from None
         return view
 
     return decorate
@@ -149,8 +154,7 @@ class HybridSessionInterface(SessionInterface):
 
     def ask(self, app: Flask, error: ProviderUnavailable) -> str | Response:
         """What the policy of this request's view, or the app's, says: a word or a response."""
-        view = app.view_functions.get(request.endpoint or "")
-        policy = getattr(view, "_session_on_outage", self.manager.settings.on_outage)
+        policy = _policy_of_view(app) or self.manager.settings.on_outage
         if isinstance(policy, str):
             return policy
         try:
@@ -161,6 +165,8 @@ class HybridSessionInterface(SessionInterface):
             return "unavailable"
         if isinstance(answer, str) and answer in OUTAGE_POLICIES:
             return answer
+        if answer is None:
+            raise TypeError("the function for an outage returned None, not a response")
         return app.make_response(answer)
 
     def answer(self, app: Flask, error: ProviderUnavailable) -> Response:
@@ -253,6 +259,20 @@ class HybridSessionInterface(SessionInterface):
             log.info("SESSION_COOKIE_CODEC: decode raised %s", type(error).__name__)
             return ""
         return sid if isinstance(sid, str) else ""
+
+
+def _policy_of_view(app: Flask) -> OnOutage | None:
+    """What ``on_outage`` says of this request's view; of a class, its methods first."""
+    view = app.view_functions.get(request.endpoint or "")
+    cls = getattr(view, "view_class", None)
+    method = request.method.lower()
+    if method == "head" and not hasattr(cls, method):
+        method = "get"  # as Flask calls it
+    for one in (getattr(cls, method, None), getattr(cls, "dispatch_request", None), view):
+        policy: OnOutage | None = getattr(one, "_session_on_outage", None)
+        if policy is not None:
+            return policy
+    return None
 
 
 def _secret_keys(app: Flask) -> tuple[str | bytes, Sequence[str | bytes]]:

@@ -502,6 +502,23 @@ def shop(provider: Any, **config: Any) -> Flask:
         def get(self) -> str:
             return f"a is {look()}"
 
+    class Drawer(MethodView):
+        @on_outage("ephemeral")
+        def get(self) -> str:
+            return f"a is {look()}"
+
+        def post(self) -> str:
+            return f"a is {look()}"
+
+    class Safe(View):
+        decorators = (on_outage("ephemeral"),)
+
+        @on_outage("unavailable")
+        def dispatch_request(self) -> str:
+            return f"a is {look()}"
+
+    app.add_url_rule("/drawer", view_func=Drawer.as_view("drawer"))
+    app.add_url_rule("/safe", view_func=Safe.as_view("safe"))
     app.add_url_rule("/view", view_func=Shelf.as_view("shelf"))
     app.add_url_rule("/method", view_func=Box.as_view("box"))
     part = Blueprint("part", __name__, url_prefix="/part")
@@ -531,7 +548,8 @@ def shop(provider: Any, **config: Any) -> Flask:
         ("/", 503, "session storage"),
         ("/strict", 503, "session storage"),
         *((f"/{name}", 200, "a is None") for name in ("below", "above", "wrapped", "async")),
-        *((f"/{name}", 200, "a is None") for name in ("view", "method", "part/")),
+        *((f"/{name}", 200, "a is None") for name in ("view", "method", "drawer", "part/")),
+        ("/safe", 503, "session storage"),
         ("/function", 502, "closed"),
         ("/nowhere", 503, "session storage"),
     ],
@@ -547,6 +565,14 @@ def test_a_view_has_its_own_policy(
     assert text in answer.text
     provider.bring_back()
     assert "a is 2" in client.get(path).text
+
+
+def test_a_policy_of_one_method(provider: RemoteProvider) -> None:
+    client = shop(provider).test_client()
+    client.get("/write")
+    provider.take_down()
+    statuses = [getattr(client, how)("/drawer").status_code for how in ("get", "head", "post")]
+    assert statuses == [200, 200, 503]
 
 
 def test_a_view_may_be_stricter_than_the_app(provider: RemoteProvider) -> None:
@@ -572,9 +598,9 @@ def test_what_is_no_policy(policy: Any) -> None:
         Site(SESSION_ON_OUTAGE=policy)
 
 
-@pytest.mark.parametrize("view", [MethodView, None, "view"])
+@pytest.mark.parametrize("view", [MethodView, None, "view", "".join])
 def test_what_is_no_view(view: Any) -> None:
-    with pytest.raises(TypeError, match="on_outage decorates a view"):
+    with pytest.raises(TypeError, match="on_outage decorates a"):
         on_outage("ephemeral")(view)
 
 

@@ -50,6 +50,9 @@ class Entry(NamedTuple):
     name: str | None = None
     value: Any = None
 
+    def __repr__(self) -> str:
+        return f"<Entry {self.name!r}>"
+
 
 class Lifetime(NamedTuple):
     """Wall-clock seconds since the epoch; ``deadline`` is ``inf`` when the session has none."""

@@ -376,7 +376,8 @@ def test_the_whole_store_comes_along(tiered: TieredProvider, rows: Rows, now: fl
 
 def test_nothing_secret_is_shown(tiered: TieredProvider, rows: Rows, now: float) -> None:
     key = create(tiered, now, name="a value")
-    for shown in (repr(rows.told), repr(rows.told[0].store), str(rows.told[0])):
+    first = rows.told[0]
+    for shown in (repr(rows.told), repr(first.store), str(first), repr(first.entry)):
         assert key not in shown
         assert "a value" not in shown
 

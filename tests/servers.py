@@ -68,6 +68,12 @@ class Server:
     def freeze(self) -> None:
         """It answers nobody until ``thaw``; connections to it stay open."""
         self._signal(signal.SIGSTOP)
+        assert self._process is not None
+        give_up = time.monotonic() + LIMIT
+        # The signal is on its way to each thread when ``kill`` returns.
+        while not all(map(is_stopped, [self._process.pid, *children(self._process.pid)])):
+            assert time.monotonic() < give_up, "it does not stop"
+            time.sleep(0.001)
 
     def thaw(self) -> None:
         self._signal(signal.SIGCONT)
@@ -141,6 +147,16 @@ def needs(program: Program) -> None:
         if os.environ.get("CI"):
             pytest.fail(missing)
         pytest.skip(missing)
+
+
+def is_stopped(process: int) -> bool:
+    """Whether none of its threads does anything, which is so once it has ended, too."""
+    with suppress(OSError):
+        for task in Path(f"/proc/{process}/task").iterdir():
+            state = (task / "stat").read_text().rpartition(")")[2].split()[0]
+            if state not in "TtZX":
+                return False
+    return True
 
 
 def children(pid: int) -> list[int]:

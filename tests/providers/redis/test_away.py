@@ -158,7 +158,7 @@ def test_a_server_that_loads_its_data_is_away(server: Server, provider: RedisPro
     create(provider)
     with redis.Redis(port=server.port) as client:
         client.config_set("appendfsync", "no")
-        client.eval("for n = 1, 8000 do redis.call('SET', 'fill ' .. n, n) end", 0)
+        client.eval("for n = 1, 40000 do redis.call('SET', 'fill ' .. n, n) end", 0)
     server.stop()
     slow_start = KEEPING._replace(
         command=lambda port, folder: [

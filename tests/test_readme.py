@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from flask_hybridsession.core.settings import KNOWN
+from flask_hybridsession.providers import registry
 
 ROOT = Path(__file__).parents[1]
 README = ROOT.joinpath("README.md").read_text()
@@ -51,7 +52,8 @@ def test_the_code_runs(
     assert tmp_path.joinpath("instance/sessions").is_dir()
 
 
-def test_the_code_for_contributors_runs() -> None:
+def test_the_code_for_contributors_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_registered", {})
     space: dict[str, Any] = {"__name__": "contributing"}
     for block in blocks("CONTRIBUTING.md"):
         exec(block, space)
@@ -63,6 +65,11 @@ def test_all_settings_are_named_and_no_others() -> None:
     assert set(re.findall(r"\bSESSION_[A-Z_]+\b", section)) == KNOWN
 
 
-def test_the_files_it_points_to_are_there() -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
-        assert ROOT.joinpath(target).exists(), target
+def test_the_files_that_texts_point_to_are_there() -> None:
+    texts = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+    for text in texts:
+        links = re.findall(
+            r"\]\((?!https?:)([^)#]+)|^\[\w+\]: (?!https?:)(.+)", text.read_text(), re.M
+        )
+        for link in map("".join, links):
+            assert text.parent.joinpath(link).exists(), (text.name, link)

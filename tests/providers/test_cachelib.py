@@ -577,6 +577,7 @@ def test_the_cache_may_be_given_in_three_ways(tmp_path: Path) -> None:
             r"one of SimpleCache, .*ValkeyCache, MemcachedCache, UWSGICache, MongoDbCache, Dynamo",
         ),
         (Settings(options={"type": "Nonsense"}), "one of SimpleCache"),
+        (Settings(options={"type": ["SimpleCache"]}), "one of SimpleCache"),
         (Settings(cachelib="redis://localhost"), "needs a cache of cachelib"),
         (Settings(cachelib=cachelib.SimpleCache), "needs a cache of cachelib"),
         (
@@ -592,6 +593,11 @@ def test_the_cache_may_be_given_in_three_ways(tmp_path: Path) -> None:
         (
             Settings(options={"type": "FileSystemCache", "cache_dir": "/dev/null/x"}),
             "cannot be made",
+        ),
+        (Settings(options={"type": "FileSystemCache", "cache_dir": 5}), "must be a path"),
+        (
+            Settings(options={"type": "MemcachedCache", "servers": "host:s3cret"}),
+            "cannot be made: ValueError. Look at server",
         ),
         (
             Settings(options={"type": "SimpleCache", "budget": 1}),

@@ -24,7 +24,8 @@ def make_cache(options: Mapping[str, Any]) -> cachelib.BaseCache:
     Raises ``ConfigError`` for a type, a parameter or a directory that will not do.
     """
     given = dict(options)
-    make = TYPES.get(given.pop("type", ""))
+    kind = given.pop("type", None)
+    make = TYPES.get(kind) if isinstance(kind, str) else None
     if make is None:
         raise ConfigError(
             "the cachelib provider needs a cache: write SESSION_CACHELIB = a cache of yours, or "
@@ -40,6 +41,8 @@ def _memory(given: dict[str, Any]) -> cachelib.BaseCache:
 def _files(given: dict[str, Any]) -> cachelib.BaseCache:
     directory = given.get("cache_dir")
     if directory:
+        if not isinstance(directory, str | os.PathLike):
+            raise ConfigError("cache_dir must be a path.")
         try:
             os.makedirs(directory, 0o700, exist_ok=True)
         except OSError as error:
@@ -114,7 +117,12 @@ TYPES: Mapping[str, Callable[[dict[str, Any]], cachelib.BaseCache]] = {
 def _call(make: Callable[..., Made], given: dict[str, Any], *through: Callable[..., Any]) -> Made:
     """Call it. ``through`` is what it hands on the parameters that it does not know."""
     _check(make, given, *through)
-    return make(**given)
+    try:
+        return make(**given)
+    except (TypeError, ValueError) as error:  # its text may have a value in it
+        raise ConfigError(
+            f"{make.__name__} cannot be made: {type(error).__name__}. Look at {', '.join(given)}."
+        ) from None
 
 
 def _check(make: Callable[..., Any], given: Iterable[str], *through: Callable[..., Any]) -> None:

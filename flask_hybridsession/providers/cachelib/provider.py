@@ -67,7 +67,8 @@ class CachelibProvider(Provider):
     Where the cache talks to a server, ``CachelibProvider(cache)`` makes a provider that is
     ``Remote``: the calls of a request take ``budget`` seconds at most, whatever timeouts the
     clients of Redis, Valkey, memcached and MongoDB have (a cluster's or a sentinel's client keeps
-    its own). For DynamoDB that holds if the cache is made from settings.
+    its own). For DynamoDB that holds if the cache is made from settings. For MongoDB it may be half
+    a second: pymongo looks that long for a server that is not there, whatever it is told.
 
     Raises ``ConfigError`` for what no care of ours can make safe: ``NullCache``, a uWSGI cache of
     another server or one that evicts, a Redis client that decodes what it reads, and

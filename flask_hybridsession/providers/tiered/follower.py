@@ -106,7 +106,7 @@ class Follower:
         return found[0] if found else None
 
     def may_fill(self) -> bool:
-        """Asked after ``copy``: whether no worker at all knows that it is behind."""
+        """Whether no worker at all knows that it is behind. A fill asks after ``copy``."""
         return not self._behind and not any(
             mark.partition("/")[0] == self.name for mark in self._ledger.marks()
         )

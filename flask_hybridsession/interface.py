@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from flask import Flask, request
+from flask import Flask, has_request_context, request
 from flask.sessions import SessionInterface, SessionMixin
 from werkzeug.exceptions import HTTPException, ServiceUnavailable
 
@@ -74,7 +74,7 @@ class HybridSessionMapping(Session, SessionMixin):  # type: ignore[override]
         return self._interface.presented(self._app, header)
 
     def _goes_on_without(self, error: ProviderUnavailable) -> bool:
-        if self._asking:
+        if self._asking or not has_request_context():  # a test's session_transaction has none
             return False
         self._asking = True
         try:

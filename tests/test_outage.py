@@ -567,6 +567,17 @@ def test_a_view_has_its_own_policy(
     assert "a is 2" in client.get(path).text
 
 
+@pytest.mark.parametrize("policy", ["unavailable", "ephemeral", lambda error: "closed"])
+def test_without_a_request_there_is_no_view_to_ask(policy: Any, provider: RemoteProvider) -> None:
+    client = shop(provider, SESSION_ON_OUTAGE=policy).test_client()
+    client.get("/write")
+    provider.take_down()
+    with pytest.raises(ProviderUnavailable), client.session_transaction() as stored:
+        stored["a"] = 7
+    provider.bring_back()
+    assert client.get("/").text == "a is 2"
+
+
 def test_a_policy_of_one_method(provider: RemoteProvider) -> None:
     client = shop(provider).test_client()
     client.get("/write")

@@ -871,9 +871,11 @@ def test_too_many_misses_mean_all(
     assert not any(there(tiered, key) for key in ended)
 
 
+@pytest.mark.parametrize("before", [(), (Rows(),)], ids=["as it was", "one more in front"])
 def test_a_worker_that_ends_leaves_its_misses_to_others(
-    tmp_path: Path, rows: Rows, now: float
+    before: tuple[Rows, ...], tmp_path: Path, rows: Rows, now: float
 ) -> None:
+    """Whatever the name that the database has by now: it has its place in it."""
     first = TieredProvider(HybridProvider(tmp_path), rows)
     key = create(first, now, a=1)
     rows.down = True
@@ -881,7 +883,7 @@ def test_a_worker_that_ends_leaves_its_misses_to_others(
     first.close()
     rows.down = False
     with FakeClock(now + ledger.SILENCE + 1):
-        second = TieredProvider(HybridProvider(tmp_path), rows)
+        second = TieredProvider(HybridProvider(tmp_path), *before, rows)
         other = create(second, clock.now(), b=1)
         until(lambda: rows.rows[key].values == {"a": 2})
         until(lambda: in_step(second) and not second._ledger.marks())

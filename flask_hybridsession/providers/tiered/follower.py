@@ -66,6 +66,7 @@ class Follower:
         self._adopted: set[str] = set()
         self._failures = 0
         self._signed = -_SIGN
+        ledger.resyncs[name] = self.resync
         _followers.add(self)
 
     def _start_over(self) -> None:
@@ -107,9 +108,7 @@ class Follower:
 
     def may_fill(self) -> bool:
         """Whether no worker at all knows that it is behind. A fill asks after ``copy``."""
-        return not self._behind and not any(
-            mark.partition("/")[0] == self.name for mark in self._ledger.marks()
-        )
+        return not self._behind and not self._ledger.marks_of(self.name)
 
     def tell(self, before: Record | None, change: Change, after: Record, now: float) -> bool:
         """Pass on a commit. False: it missed that, and will catch up."""
@@ -304,8 +303,7 @@ class Follower:
             self._looked = False
             return
         self._attempt((), lambda: self.target.vouch(clock.now()))
-        mine = {mark for mark in marks if mark.partition("/")[0] == self.name}
-        if mine - {self._mark}:
+        if marks.keys() - {self._mark}:
             threading.Thread(
                 target=self._inherit, name=f"sessions: {self.name}", daemon=True
             ).start()
@@ -317,17 +315,16 @@ class Follower:
             try:
                 marks = self._ledger.marks()
             except Exception:
-                marks = {"": False}
-            mine = {
-                mark: silent
-                for mark, silent in marks.items()
-                if mark != self._mark and mark.partition("/")[0] in (self.name, "")
-            }
-            if not mine:
+                marks = {"": False}  # who knows
+            marks.pop(self._mark, None)
+            if not marks:
                 return
-            if any(mine.values()):
-                self._adopted |= {mark for mark, silent in mine.items() if silent}
-                self.resync()
+            silent = {mark for mark, is_silent in marks.items() if is_silent}
+            if silent:
+                self._adopted |= silent
+                # All of them: the one that it names may be another since the settings changed.
+                for resync in self._ledger.resyncs.values():
+                    resync()
                 return
             if over.wait(_SIGN):
                 return

@@ -14,7 +14,7 @@ They end with the authority: it remembers the ends of sessions as durably as the
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from ...core import clock
 from ...core.change import Change
@@ -36,6 +36,8 @@ class Ledger:
 
     def __init__(self, authority: Provider) -> None:
         self._authority = authority
+        #: Of each database here, by its name: what takes in all sessions once more.
+        self.resyncs: dict[str, Callable[[], object]] = {}
         self._known: set[str] = set()  # of the reserved keys, those that have a record
 
     def size(self, now: float) -> int:
@@ -85,6 +87,12 @@ class Ledger:
         now = clock.now()
         said = self._values(BEHIND)
         return {name: abs(now - float(at)) > SILENCE for name, at in said.items()}
+
+    def marks_of(self, name: str) -> dict[str, bool]:
+        """Those of one database, and those of nobody here: it may have had another name."""
+        others = self.resyncs.keys() - {name}
+        marks = self.marks().items()
+        return {mark: silent for mark, silent in marks if mark.partition("/")[0] not in others}
 
     def _values(self, key: str) -> Mapping[str, bytes]:
         record = self._authority.load(key, clock.now())

@@ -295,7 +295,7 @@ def test_from_settings(tmp_path: Path) -> None:
         {"authority": "memory", "others": {"type": "memory"}},
         {"authority": "memory", "max_sessions": 7},
         {"authority": {"max_sessions": 7}},
-        {"authority": Rows()},
+        pytest.param({"authority": Rows()}, id="no provider"),
     ],
     ids=str,
 )

@@ -70,17 +70,19 @@ class HybridProvider(Provider, Lists, Users, Locks, Reports, Checks, Compacts):
         compact_factor: float = 2.0,
         map_bytes: int = 1 << 38,
     ) -> None:
-        path = os.fspath(directory)
-        if not path:
+        if not isinstance(directory, str | os.PathLike) or not os.fspath(directory):
             raise ConfigError("SESSION_DIR must name a directory.")
         if durability not in _DURABILITIES:
             raise ConfigError(
                 f"SESSION_DURABILITY must be one of {', '.join(map(repr, _DURABILITIES))}."
             )
-        if not (isfinite(sync_interval) and sync_interval > 0):
+        if not _is_positive(sync_interval):
             raise ConfigError("SESSION_SYNC_INTERVAL must be more than 0 seconds.")
         tuning = Tuning(sync_interval, patience, compact_bytes, compact_factor, map_bytes)
-        self._store = acquire(path, tuning)
+        for name, value in tuning._asdict().items():
+            if not _is_positive(value):
+                raise ConfigError(f"SESSION_OPTIONS: {name} must be a number, more than 0.")
+        self._store = acquire(os.fspath(directory), tuning)
         self._abandon = finalize(self, abandon, self._store)
         self._abandon.atexit = False
         self._wait = durability == "always"
@@ -472,3 +474,8 @@ def _unlock(turn: Turn, key: bytes, token: bytes) -> None:
     if lease is not None and lease[:16] == token:
         txn.delete(key, b"", image.locks)
         turn.dirty = True
+
+
+def _is_positive(value: object) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and isfinite(value) and value > 0  # type: ignore[arg-type, operator]

@@ -63,7 +63,15 @@ def test_a_directory_that_cannot_be_names_the_setting(tmp_path: Path, name: str)
         HybridProvider(tmp_path / name if name else "")
 
 
-@pytest.mark.parametrize("options", [{"durability": "maybe"}, {"sync_interval": 0}])
+def test_a_directory_is_a_path() -> None:
+    with pytest.raises(ConfigError, match="SESSION_DIR"):
+        HybridProvider(123)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"durability": "maybe"}, {"sync_interval": 0}, {"sync_interval": "1"}, {"patience": "5"}],
+)
 def test_other_settings_are_checked(tmp_path: Path, options: Any) -> None:
     with pytest.raises(ConfigError, match="SESSION_"):
         HybridProvider(tmp_path / "s", **options)

@@ -169,7 +169,7 @@ def test_expiry_is_announced_once(server: Server) -> None:
 
     def expire() -> set[str]:
         """Sessions begun in every worker, all of which end at one time."""
-        path = f"/set?name=Ada&until={server.now() + 0.5}"
+        path = f"/set?name=Ada&until={server.now() + 2.5}"
         begin = partial(ask_all, server, lambda: Browser(server).ok(path))
         keys = {answer["key"] for _ in range(4) for answer in begin()}
         wait_for(lambda: keys <= announced().keys(), "the sessions to expire")

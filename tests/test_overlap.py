@@ -20,17 +20,19 @@ from flask_hybridsession.core.provider import Promise
 from flask_hybridsession.providers.registry import BUILT_IN
 
 from .overlap.web import Answer, Browser, Server, at_once, held, send_all, wait_for, watched
+from .redis_servers import Watched
 from .servers import Server as Backend
 from .servers import mariadb_url, postgresql_url
 
 #: What comes behind a hyphen is the database.
+REDIS = ("redis", "redis-sentinel", "redis-cluster")
 SQL = ("sql-sqlite", "sql-postgresql", "sql-mariadb")
-CONDITIONAL = ("memory", "hybrid", "tiered", "redis", *SQL)
+CONDITIONAL = ("memory", "hybrid", "tiered", *REDIS, *SQL)
 #: How many processes serve each provider. ``cachelib`` and ``functions`` promise nothing between
 #: processes, but say in their docstrings that the threads of one may rely on them.
 WORKERS = {
-    **{"memory": 1, "hybrid": 2, "tiered": 2, "redis": 2, "cachelib": 1, "functions": 1},
-    **dict.fromkeys(SQL, 2),
+    **{"memory": 1, "hybrid": 2, "tiered": 2, "cachelib": 1, "functions": 1},
+    **dict.fromkeys((*REDIS, *SQL), 2),
 }
 #: More than any test holds at once, even if one worker gets them all.
 THREADS = 40
@@ -49,11 +51,15 @@ def test_no_provider_is_left_out() -> None:
 def servers(
     tmp_path_factory: pytest.TempPathFactory,
     redis_server: Backend,
+    redis_sentinels: Watched,
+    redis_cluster: list[Backend],
     postgresql_server: Backend,
     mariadb_server: Backend,
 ) -> Iterator[dict[str, Server]]:
     urls = {
         "redis": f"redis://{redis_server.address}",
+        "redis-sentinel": f"redis://{redis_sentinels.sentinel.address}",
+        "redis-cluster": f"redis://{redis_cluster[0].address}",
         "sql-sqlite": f"sqlite:///{tmp_path_factory.mktemp('sqlite')}/sessions.db",
         "sql-postgresql": postgresql_url(postgresql_server),
         "sql-mariadb": mariadb_url(mariadb_server),
@@ -66,8 +72,7 @@ def servers(
             size = ("--workers", str(workers), "--threads", str(THREADS))
             folder = tmp_path_factory.mktemp(name)
             url = urls.get(name, "")
-            kind = name.partition("-")[0]
-            running[name] = Server(folder, kind, "--worker-class", "gthread", *size, url=url)
+            running[name] = Server(folder, name, "--worker-class", "gthread", *size, url=url)
         yield running
     finally:
         for server in running.values():

@@ -30,7 +30,8 @@ from flask_hybridsession.core import clock
 from flask_hybridsession.core.provider import Lists, Users
 
 FOLDER = Path(os.environ["OVERLAP_FOLDER"])
-PROVIDER = os.environ["OVERLAP_PROVIDER"]
+#: The provider, and which database it speaks to: ``redis-cluster``.
+PROVIDER, _, DATABASE = os.environ["OVERLAP_PROVIDER"].partition("-")
 #: Seconds after which a held request goes on by itself: no test waits so long.
 HELD = 60.0
 
@@ -244,7 +245,8 @@ def options(name: str) -> dict[str, Any]:
         follower = {"type": "hybrid", "directory": str(FOLDER / f"{name} too")}
         return {"authority": "hybrid", "others": [follower]}
     if PROVIDER == "redis":
-        return {"budget": HELD}
+        where = {"cluster": {"cluster": True}, "sentinel": {"service": "sessions"}}
+        return {"budget": HELD, **where.get(DATABASE, {})}
     if PROVIDER == "sql":
         return {"budget": HELD, "table_prefix": f"{name}_"}
     if PROVIDER == "cachelib":

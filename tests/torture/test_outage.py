@@ -21,8 +21,10 @@ from typing import Any, NamedTuple, cast
 import pytest
 from flask import Flask, request
 from flask import session as flask_session
+from redis import Redis
 
 from flask_hybridsession import HybridSession, on_outage
+from flask_hybridsession.core.ids import key_of
 from flask_hybridsession.core.provider import Remote
 from tests.overlap.web import Gate, pool, wait_for
 from tests.servers import HOST, REDIS, Server, free_port, running, says
@@ -381,6 +383,22 @@ def test_logged_out_while_nobody_can_tell(here: Site, fault: str) -> None:
 
 
 # -- under load ----------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_read_concerns_its_session_only(here: Site) -> None:
+    spoiled, other = here.begin("ada"), here.begin("eve")
+    sid = spoiled.partition("=")[2]
+    with Redis(HOST, here.redis.port) as client:
+        client.hset(f"session:{key_of(sid)}", "m", b"no times")
+    for reply in here.of_each_worker("/look", spoiled):
+        assert reply.status == 200
+        assert reply.json == {"user": None, "n": None, "m": None}
+    for reply in here.of_each_worker("/look", other):
+        assert reply.json == {"user": "eve", "n": 0, "m": 0}
+    again = here.visit("/begin?user=ada", spoiled)
+    assert again.status == 200
+    assert str(again.headers["Set-Cookie"]).partition(";")[0] != spoiled
+    assert not any(reply.json["open"] for reply in here.of_each_worker("/open"))
 
 
 class Load:

@@ -18,7 +18,7 @@ import lmdb
 
 from ...core.change import Record
 from ...core.errors import CorruptData
-from .frame import dumps, loads
+from ...core.packing import dumps, loads
 from .log import identity
 
 #: Raised by one when the layout below changes: an image of another format is made again.

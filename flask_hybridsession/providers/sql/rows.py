@@ -8,15 +8,13 @@ from math import inf
 from typing import Any, NamedTuple
 from zlib import crc32
 
-import ormsgpack
-
 from ...core.change import Record
 from ...core.errors import CorruptData
+from ...core.packing import dumps, loads
 
 #: Starts the bytes. The digit is the version of what follows.
 MARK = b"hs1"
 _HEAD = len(MARK) + 4
-_TEXT, _DICT = 1, 2
 
 
 class Row(NamedTuple):
@@ -49,7 +47,7 @@ def user_hash(user: str | None) -> bytes | None:
 def pack(record: Record) -> bytes:
     """The values, the user and the device."""
     values = record.values
-    body = _dumps((record.user, record.device, values if type(values) is dict else dict(values)))
+    body = dumps((record.user, record.device, values if type(values) is dict else dict(values)))
     return MARK + crc32(body).to_bytes(4, "little") + body
 
 
@@ -60,33 +58,7 @@ def unpack(data: Any, key: str) -> tuple[str | None, str | None, Mapping[str, by
     if not data.startswith(MARK) or crc32(body).to_bytes(4, "little") != data[len(MARK) : _HEAD]:
         raise CorruptData(f"session {key[:12]}... is damaged, or was not written by this package")
     try:
-        user, device, values = ormsgpack.unpackb(body, ext_hook=_unspell)
+        user, device, values = loads(body)
     except (ValueError, TypeError):
         raise CorruptData(f"session {key[:12]}... cannot be read") from None
     return user, device, values
-
-
-def _dumps(value: object) -> bytes:
-    """MessagePack, of any ``str`` that Python can hold."""
-    try:
-        return ormsgpack.packb(value)
-    except TypeError:
-        return ormsgpack.packb(_spell(value))
-
-
-def _spell(value: object) -> object:
-    """Lone surrogates are legal in a str and not in UTF-8: such texts are written another way."""
-    if isinstance(value, str):
-        return ormsgpack.Ext(_TEXT, value.encode("utf-8", "surrogatepass"))
-    if isinstance(value, dict):
-        pairs = [[_spell(name), item] for name, item in value.items()]
-        return ormsgpack.Ext(_DICT, ormsgpack.packb(pairs))
-    if isinstance(value, tuple):
-        return [_spell(item) for item in value]
-    return value
-
-
-def _unspell(tag: int, data: bytes) -> object:
-    if tag == _TEXT:
-        return bytes(data).decode("utf-8", "surrogatepass")
-    return dict(ormsgpack.unpackb(data, ext_hook=_unspell))

@@ -575,6 +575,17 @@ class StoreMachine(RuleBasedStateMachine):
             assert (inf if view.next_deadline is None else view.next_deadline) in {first} | ends
 
 
+class WorkersMachine(StoreMachine):
+    """Two handles of this process, then two of workers, which may be killed."""
+
+    @rule(which=st.sampled_from([2, 3]))
+    def a_worker_is_killed(self, which: int) -> None:
+        worker = self.handles[which]
+        assert isinstance(worker, InProcess)
+        worker.kill()
+        worker.reopen()
+
+
 def machine_case(machine: type[StoreMachine], steps: int) -> type[unittest.TestCase]:
     """The test of a machine: so many steps, always the same, or ``TORTURE_STEPS`` random ones."""
     longer = int(os.environ.get("TORTURE_STEPS", "0"))

@@ -14,7 +14,7 @@ from flask_hybridsession.providers.hybrid import HybridProvider
 from flask_hybridsession.providers.memory import MemoryProvider
 from flask_hybridsession.providers.tiered import TieredProvider
 
-from .model import Handle, InProcess, InThread, StoreMachine, machine_case
+from .model import Handle, InProcess, InThread, StoreMachine, WorkersMachine, machine_case
 
 
 class Memory(StoreMachine):
@@ -29,7 +29,7 @@ def check(provider: Any) -> None:
     provider._check()
 
 
-class Hybrid(StoreMachine):
+class Hybrid(WorkersMachine):
     """Two objects in this process, which share a store, and two other processes."""
 
     def open_handles(self) -> list[Handle]:
@@ -43,13 +43,6 @@ class Hybrid(StoreMachine):
 
     def check_store(self, handle: Handle) -> None:
         handle.do(self.now, check)
-
-    @rule(which=st.sampled_from([2, 3]))
-    def a_worker_is_killed(self, which: int) -> None:
-        worker = self.handles[which]
-        assert isinstance(worker, InProcess)
-        worker.kill()
-        worker.reopen()
 
     @rule(lost=st.sampled_from(["nothing", "image", "image and words"]))
     def all_restart(self, lost: str) -> None:

@@ -6,17 +6,15 @@ from functools import partial
 from typing import Any
 
 import pytest
-from hypothesis import strategies as st
-from hypothesis.stateful import rule
 
 from flask_hybridsession.providers.redis import RedisProvider
-from tests.model import Handle, InProcess, InThread, StoreMachine, machine_case
+from tests.model import Handle, InProcess, InThread, WorkersMachine, machine_case
 from tests.servers import Server
 
 from .tools import BUDGET, check, new_prefix
 
 
-class Redis(StoreMachine):
+class Redis(WorkersMachine):
     urls: Any
     cluster = False
 
@@ -26,13 +24,6 @@ class Redis(StoreMachine):
 
     def check_store(self, handle: Handle) -> None:
         handle.do(self.now, check)
-
-    @rule(which=st.sampled_from([2, 3]))
-    def a_worker_is_killed(self, which: int) -> None:
-        worker = self.handles[which]
-        assert isinstance(worker, InProcess)
-        worker.kill()
-        worker.reopen()
 
 
 class InCluster(Redis):

@@ -7,10 +7,9 @@ from functools import partial
 from typing import Any
 
 import pytest
-from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
-from tests.model import Handle, InProcess, InThread, StoreMachine, machine_case
+from tests.model import Handle, InProcess, InThread, WorkersMachine, machine_case
 from tests.servers import Server, mariadb_url, postgresql_url
 
 from .databases import emptied, opened
@@ -21,7 +20,7 @@ multiprocessing.get_context("forkserver").set_forkserver_preload(
 )
 
 
-class Sql(StoreMachine):
+class Sql(WorkersMachine):
     """Two providers in this process, and two in others."""
 
     url: str
@@ -30,13 +29,6 @@ class Sql(StoreMachine):
         emptied(self.url).close()
         open_ = partial(opened, self.url)
         return [Handle(open_), InThread(open_), InProcess(open_), InProcess(open_)]
-
-    @rule(which=st.sampled_from([2, 3]))
-    def a_worker_is_killed(self, which: int) -> None:
-        worker = self.handles[which]
-        assert isinstance(worker, InProcess)
-        worker.kill()
-        worker.reopen()
 
     @rule()
     def all_restart(self) -> None:

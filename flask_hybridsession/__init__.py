@@ -25,7 +25,7 @@ from .flash import (
     keep_flashes,
     peek_flash,
 )
-from .interface import on_outage
+from .interface import on_outage, session
 from .providers.registry import register_provider
 from .signals import (
     provider_failed,
@@ -66,6 +66,7 @@ __all__ = [
     "peek_flash",
     "provider_failed",
     "register_provider",
+    "session",
     "session_created",
     "session_destroyed",
     "session_expired",

@@ -5,8 +5,10 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import os
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple, TypeVar, cast
 from weakref import WeakKeyDictionary, ref
 
@@ -79,6 +81,7 @@ class HybridSession:
             _announcer(app),
             lambda user_id: self._user(provider, user_id),
             self._merges,
+            partial(_follows_flask_login, ref(app), settings.flask_login),
         )
         self._managers[app] = manager
         interface = HybridSessionInterface(manager)
@@ -134,10 +137,13 @@ class HybridSession:
         """The provider of the current app."""
         return self._manager().provider
 
-    def of_user(self, user_id: ids.UserId) -> list[Handle]:
-        """The live sessions of a user, newest use first."""
+    def of_user(self, user_id: ids.UserId | ids.HasId) -> list[Handle]:
+        """The live sessions of a user, newest use first.
+
+        With Flask-Login ids are texts, whatever they are given as: ``7`` is ``"7"``.
+        """
         manager, now = self._manager(), clock.now()
-        keys = manager.need_users().keys_of(ids.user_token(user_id), now)
+        keys = manager.need_users().keys_of(manager.user_token(user_id), now)
         records = [record for key in keys if (record := _readable(manager, key))]
         return [_handle(record) for record in sorted(records, key=lambda r: -r.touched)]
 
@@ -145,10 +151,13 @@ class HybridSession:
         """End one session: a handle of ``of_user``, or its key. True if it was there."""
         return self._manager().destroy(handle if isinstance(handle, str) else handle.key)
 
-    def destroy_user(self, user_id: ids.UserId, keep: Handle | str | None = None) -> int:
+    def destroy_user(
+        self, user_id: ids.UserId | ids.HasId, keep: Handle | str | None = None
+    ) -> int:
         """End all sessions of a user, but for ``keep`` (``session.key`` is this one); how many."""
         kept = keep.key if isinstance(keep, Handle) else keep
-        return self._manager().destroy_user(ids.user_token(user_id), kept)
+        manager = self._manager()
+        return manager.destroy_user(manager.user_token(user_id), kept)
 
     def destroy_all(self) -> int:
         """End every session; how many there were."""
@@ -224,6 +233,13 @@ def _handle(record: Record) -> Handle:
 
 def _current_app() -> Flask:
     return current_app._get_current_object()  # type: ignore[attr-defined, no-any-return]
+
+
+def _follows_flask_login(app: ref[Flask], wanted: bool) -> bool:
+    """Whether the app logs its users in with Flask-Login, which is imported by then."""
+    known = sys.modules.get("flask_login")
+    login_manager = getattr(app(), "login_manager", None)
+    return wanted and known is not None and isinstance(login_manager, known.LoginManager)
 
 
 def _watch(app: Flask, provider: Any) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from flask import Flask, has_request_context, request
+from flask import Flask, g, has_app_context, has_request_context, request
+from flask import session as flask_session
 from flask.sessions import SessionInterface, SessionMixin
 from werkzeug.exceptions import HTTPException, ServiceUnavailable
 
@@ -15,6 +16,7 @@ from .core import clock, cookies
 from .core.breaker import begin_budget
 from .core.cookies import Action
 from .core.errors import ConfigError, ProviderUnavailable
+from .core.identity import CSRF_NAMES, CSRF_SETTING
 from .core.manager import Manager
 from .core.provider import Remote
 from .core.session import Session
@@ -73,6 +75,21 @@ class HybridSessionMapping(Session, SessionMixin):  # type: ignore[override]
             return ()
         return self._interface.presented(self._app, header)
 
+    def _cannot_send_cookies(self) -> bool:
+        return self._closed or self._is_on_a_socket()
+
+    def _is_on_a_socket(self) -> bool:
+        """Flask-SocketIO calls its handlers within requests, whose responses it throws away."""
+        if self._environ.get("HTTP_UPGRADE", "").lower() == "websocket":
+            return True
+        return has_request_context() and hasattr(request, "namespace") and hasattr(request, "event")
+
+    def _forget_csrf(self) -> None:
+        super()._forget_csrf()
+        name = self._manager.config.get(CSRF_SETTING) or CSRF_NAMES[0]
+        if has_app_context() and name not in self:
+            g.pop(name, None)  # Flask-WTF keeps the token there that it has made of the old one
+
     def _goes_on_without(self, error: ProviderUnavailable) -> bool:
         if self._asking or not has_request_context():  # a test's session_transaction has none
             return False
@@ -87,6 +104,10 @@ class HybridSessionMapping(Session, SessionMixin):  # type: ignore[override]
         if isinstance(answer, str):
             return False
         raise Answered(str(error), answer) from error
+
+
+#: ``flask.session`` itself, with its type: for who checks types, or likes his editor to help.
+session = cast(HybridSessionMapping, flask_session)
 
 
 class Answered(ProviderUnavailable):

@@ -233,14 +233,23 @@ def test_a_provider_without_abilities_says_what_it_lacks() -> None:
 
     def work() -> None:
         with pytest.raises(ConfigError, match="Users; Bare"):
-            session.login("bob")
+            session.login("bob", exclusive=True)
         with pytest.raises(ConfigError, match="Locks; Bare"), session.exclusive():
             pass
 
     old = browser.cookie
     assert browser.visit(work).cookie is None, "a login that failed gives no new id"
     assert browser.cookie == old
-    assert browser.do(lambda: (session.logout(everywhere=True), dict(session))) == (None, {})
+    browser.visit(lambda: session.login("bob"))
+    assert browser.do(lambda: session.user_id) == "bob", "who is logged in needs no index"
+
+    def leave() -> None:
+        with pytest.raises(ConfigError, match="Users; Bare"):
+            session.logout(everywhere=True)
+
+    browser.visit(leave)
+    assert browser.do(lambda: session.user_id) == "bob"
+    assert browser.do(lambda: (session.logout(), dict(session))) == (None, {})
     assert site.sessions.stats() == {"provider": "Bare"}
 
 

@@ -718,9 +718,17 @@ def test_a_file_whose_answer_is_not_sent_is_closed() -> None:
     assert file.closed
 
 
-def test_a_new_id_without_its_values_is_a_503_with_the_new_cookie() -> None:
-    site, browser = outage("commit")
-    old = browser.cookie
+def test_a_new_id_without_its_values_is_a_503_with_the_new_cookie(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    site, browser = outage()
+    old, rename = browser.cookie, site.provider.rename
+
+    def rename_and_go(*args: Any) -> None:
+        rename(*args)
+        site.provider.down = {"commit"}
+
+    monkeypatch.setattr(site.provider, "rename", rename_and_go)
     visit = browser.visit(lambda: (session.update(a=2), session.regenerate()))
     assert visit.status == 503
     assert visit.cookie is not None
@@ -730,8 +738,9 @@ def test_a_new_id_without_its_values_is_a_503_with_the_new_cookie() -> None:
     assert site.browser(old).do(look) is None
 
 
-def test_a_rename_that_fails_leaves_all_as_it_was() -> None:
-    site, browser = outage("rename")
+@pytest.mark.parametrize("call", ["commit", "rename"])
+def test_a_new_id_that_fails_leaves_all_as_it_was(call: str) -> None:
+    site, browser = outage(call)
     old = browser.cookie
     visit = browser.visit(lambda: (session.update(a=2), session.login("bob")))
     assert (visit.status, visit.cookie) == (503, None)

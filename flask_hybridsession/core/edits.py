@@ -12,7 +12,7 @@ from . import ids
 from .change import Record
 from .codec import IMMUTABLE, decode, encode
 from .errors import CodecError
-from .names import CLEARED, LIFETIME, PERMANENT
+from .names import EPOCH, LIFETIME, PERMANENT
 
 #: (base, mine, theirs) -> the value to store; None stands for "no value", on both sides.
 Merge = Callable[[Any, Any, Any], Any]
@@ -85,6 +85,18 @@ class Edits:
             or self.puts.get(PERMANENT, permanent) != permanent
         )
 
+    def own_work(
+        self, live: Mapping[str, Any], base: Mapping[str, bytes], merges: Mapping[str, Merge]
+    ) -> dict[str, Any]:
+        """What this request wrote, as if there had been nothing before."""
+        base = {} if self.wiped else base
+        written = {name: live[name] for name in self.puts if name not in merges}
+        for name in self.puts.keys() & merges.keys():
+            merged = self._merged(name, live[name], None, base, merges)
+            if merged is not None:
+                written[name] = merged
+        return written | self.deltas
+
     def pending(
         self,
         live: Mapping[str, Any],
@@ -112,7 +124,7 @@ class Edits:
             puts.pop(name, None)
         if self.wiped:
             if stored:
-                puts[CLEARED] = encode(ids.mint())
+                puts[EPOCH] = encode(ids.mint())
             return Pending(puts, [], {}, True)
         drops = [name for name in (*self.dropped, *self.taken) if name in base]
         expects = {
@@ -176,8 +188,8 @@ class Edits:
 NO_EDITS = Edits()
 
 #: What any change stands on: what its deadline was worked out from, and that nobody has cleared
-#: the session meanwhile.
-GROUND = (LIFETIME, PERMANENT, CLEARED)
+#: the session or given it a new sid meanwhile.
+GROUND = (LIFETIME, PERMANENT, EPOCH)
 
 
 def encode_named(name: str, value: Any) -> bytes:

@@ -12,9 +12,18 @@ import secrets
 from collections.abc import Callable
 from functools import lru_cache
 from hashlib import sha256
+from typing import Any, Protocol
 from uuid import UUID
 
 UserId = str | int | UUID
+
+
+class HasId(Protocol):
+    """A user object that tells its id, as those of Flask-Login do."""
+
+    def get_id(self) -> Any:
+        """A str, an int or a UUID."""
+
 
 #: Random bytes in a sid. 128 bits are the least that ASVS 5.0 7.2.3 accepts.
 DEFAULT_LENGTH = 32
@@ -42,20 +51,28 @@ def key_of(sid: str) -> str:
     return sha256(sid.encode()).hexdigest()
 
 
-def user_token(user_id: UserId) -> str:
-    """A user id as text that keeps its type: 1 is not "1".
+def user_token(user: UserId | HasId, texts: bool = False) -> str:
+    """A user id as text that keeps its type: 1 is not "1", but where all ids are ``texts``.
 
-    Raises ``TypeError`` for other types, ``ValueError`` for text that is not valid Unicode.
+    A user object is asked by ``get_id()``. Raises ``TypeError`` for other types, ``ValueError`` for
+    text that is not valid Unicode.
     """
+    get_id = None if isinstance(user, (str, int, UUID)) else getattr(user, "get_id", None)
+    user_id = get_id() if callable(get_id) else user
     kind = type(user_id)
-    if isinstance(user_id, str) and kind is str:
-        user_id.encode()
-        return f"s:{user_id}"
-    if kind is int:
-        return f"i:{user_id}"
     if isinstance(user_id, UUID):
-        return f"u:{user_id.hex}"
-    raise TypeError(f"a user id is a str, an int or a UUID, not {kind.__name__}")
+        return f"s:{user_id}" if texts else f"u:{user_id.hex}"
+    if kind is int:
+        return f"s:{user_id}" if texts else f"i:{user_id}"
+    if kind is str or (texts and issubclass(kind, str)):
+        text = str.__str__(user_id)
+        text.encode()
+        return f"s:{text}"
+    asked = "" if get_id is None else f", which {type(user).__name__}.get_id() returned"
+    raise TypeError(
+        f"a user id is a str, an int or a UUID, not {kind.__name__}{asked}: "
+        "give the id, or a user object with a get_id() that returns it"
+    )
 
 
 def user_id(token: str) -> UserId:

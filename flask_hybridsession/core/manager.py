@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any
 
-from . import clock, ids
+from . import clock, identity, ids
 from .breaker import own_budgets
 from .change import Record
 from .edits import Merge, merge_flashes
@@ -51,12 +51,18 @@ class Manager:
         announce: Announce = lambda event, **details: None,
         load_user: Callable[[ids.UserId], Any] | None = None,
         merges: Mapping[str, Merge] | None = None,
+        follows: Callable[[], bool] = lambda: False,
     ) -> None:
         self.provider = provider
         self.settings = settings
         self.config = config
         self.announce = announce
         self.merges: Mapping[str, Merge] = {FLASHES: merge_flashes} if merges is None else merges
+        #: Whether Flask-Login says who is logged in, with ids that are texts.
+        self.follows = follows
+        #: Whether a name tells who is logged in, so that another user in it is a new sid.
+        self.rotates_on = identity.matcher(settings.rotate_on)
+        self.tells_who = identity.matcher((*settings.rotate_on, identity.FLASK_LOGIN_USER))
         self._load_user = load_user
         self._is_sid = ids.shape_of(settings.id_length)
         self._known_terms: tuple[object, tuple[Terms, float]] = (None, (Terms(), 0.0))
@@ -77,6 +83,15 @@ class Manager:
         while not ids.key_of(sid := self.mint()).startswith(kin):
             pass
         return sid
+
+    def user_token(self, user: ids.UserId | ids.HasId) -> str:
+        """Raises ``TypeError`` for what is no user id."""
+        return ids.user_token(user, texts=self.follows())
+
+    def csrf_names(self) -> Iterable[str]:
+        """Where tokens against forged requests may be in a session."""
+        named = self.config.get(identity.CSRF_SETTING)
+        return (*identity.CSRF_NAMES, named) if isinstance(named, str) else identity.CSRF_NAMES
 
     def flask_lifetime(self) -> float:
         """``PERMANENT_SESSION_LIFETIME`` in seconds."""
@@ -101,26 +116,37 @@ class Manager:
             self._known_terms = value, default
         return default
 
-    def open(self, presented: Sequence[str]) -> tuple[str, Record] | None:
-        """The session of the first sid that has one. A sid that we never made is never adopted."""
+    def open(self, presented: Sequence[str]) -> tuple[str | None, Record] | None:
+        """The session of the first sid that has one. A sid that we never made is never adopted.
+
+        Without a sid: the session that a sid shown belonged to until it was given a new one. It is
+        served to nobody by the old one, which who planted it knows (ASVS 5.0 7.2.4).
+        """
         clockwork.notice()
+        successor: Record | None = None
         for sid in presented:
             if not self._is_sid(sid):
                 self.announce("rejected", reason="malformed", key=None)
                 continue
             key = ids.key_of(sid)
             try:
-                record = self.load(key)
+                record = self._find(key)
             except CorruptData:
                 log.error("session %s... is damaged and not served", key[:12])
                 self.announce("rejected", reason="corrupt", key=key)
                 continue
-            if record is not None:
+            if record is not None and record.key == key:
                 return sid, record
+            successor = successor or record
             self.announce("rejected", reason="unknown", key=key)
-        return None
+        return None if successor is None else (None, successor)
 
     def load(self, key: str) -> Record | None:
+        """The session of that key, by which it is still known."""
+        record = self._find(key)
+        return record if record is not None and record.key == key else None
+
+    def _find(self, key: str) -> Record | None:
         """The session, unless it was to end: then it is destroyed first, or not served."""
         denied = self._denied
         if key in denied:

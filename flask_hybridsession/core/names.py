@@ -8,8 +8,11 @@ HIDDEN = "_hybrid."
 LIFETIME = HIDDEN + "lifetime"
 #: When somebody logged in.
 LOGIN = HIDDEN + "login"
-#: Another text after each ``clear``.
-CLEARED = HIDDEN + "cleared"
+#: Another text after each ``clear`` and each new sid: of a request that began before it nothing is
+#: stored any more.
+EPOCH = HIDDEN + "epoch"
+#: Whose the session was, once Flask-Login has logged him out: another user begins without it.
+OWNER = HIDDEN + "owner"
 #: Keyed flashes begin so.
 FLASH = HIDDEN + "flash."
 
@@ -19,7 +22,7 @@ FLASHES = "_flashes"
 PERMANENT = "_permanent"
 
 #: What by itself is no reason to keep a session.
-ASIDE = frozenset({LIFETIME, LOGIN, CLEARED})
+ASIDE = frozenset({LIFETIME, LOGIN, EPOCH, OWNER})
 
 
 def is_flash(name: str) -> bool:

@@ -22,14 +22,19 @@ from .errors import (
     SessionGone,
 )
 from .lifetime import Terms
-from .names import ASIDE, LOGIN, is_flash
-from .session import Session
+from .names import ASIDE, EPOCH, LOGIN, is_flash
+from .session import Binding, Session
 from .timers import clockwork
 
 if TYPE_CHECKING:
     from .manager import Manager
 
 log = logging.getLogger("flask_hybridsession")
+
+#: Seconds for which an id that was replaced is known as such. A browser goes on showing it until
+#: the response with the new one has arrived: what it asks for meanwhile is nobody's, and no cookie
+#: of those answers may come after the new one.
+KNOWN_FOR = 15.0
 
 #: How often a commit is tried again after a ``Conflict``. Each time, another request got through.
 MOST_TRIES = 1000
@@ -47,6 +52,8 @@ def save(manager: Manager, session: Session) -> None:
     elif not session._loaded and not _refreshes_unseen(manager, session):
         return
     pending = session._pending() if session._modified is not False else NOTHING
+    if pending.puts and session._notice_nested(pending):
+        pending = session._pending()
     record = session._record
     if record is None:
         _save_new(manager, session, pending)
@@ -74,12 +81,16 @@ def _refreshes_unseen(manager: Manager, session: Session) -> bool:
 
 
 def _save_new(manager: Manager, session: Session, pending: Pending) -> None:
+    if session._successor is not None and not session._logs_in:
+        if pending:
+            _note_gone(session._successor.key, pending)
+        return
     if session._is_empty() or session._modified is False:
         if session._ended or (session._modified and session._presented):
             session._cookie = Action.DELETE
         return
-    if session._closed:
-        log.error("a new session after the response had started cannot be saved: no cookie")
+    if session._cannot_send_cookies():
+        log.error("a new session to which no cookie can be sent is not saved")
         return
     _create(manager, session, pending.puts)
 
@@ -87,8 +98,8 @@ def _save_new(manager: Manager, session: Session, pending: Pending) -> None:
 def _create(manager: Manager, session: Session, puts: Mapping[str, bytes]) -> None:
     now = clock.now()
     deadline = session._terms(now).deadline(now)
-    login = session._login
-    user = None if login is None else login[0]
+    binding = session._binding
+    user = None if binding is None else binding.user
     change = Change(puts=puts, create=True, deadline=deadline, touched=now, user=user)
     for attempt in range(3):
         key = ids.key_of(session.sid)
@@ -103,19 +114,19 @@ def _create(manager: Manager, session: Session, puts: Mapping[str, bytes]) -> No
     session._cookie = Action.SEND
     clockwork.notice(deadline)
     manager.announce("created", key=key, user=user)
-    _end_others(manager, login, session)
+    _end_others(manager, binding, session)
 
 
 def _save_stored(manager: Manager, session: Session, record: Record, pending: Pending) -> None:
-    login, renaming = session._login, session._next_sid is not None
+    binding, renaming = session._binding, session._next_sid is not None
     now = clock.now()
     limits = session._terms()
     other_terms = session._deadline_changes()
     changed = bool(pending) or renaming or other_terms or session._forced
     if not (changed or _touch_is_due(manager, record, limits, now)):
         return
-    if renaming and session._closed:
-        log.error("a new sid after the response had started cannot be sent: nothing is saved")
+    if renaming and session._cannot_send_cookies():
+        log.error("no cookie can be sent any more, so no new sid: nothing is saved")
         return
     manager.settle(record.key)
     renew = (
@@ -127,24 +138,21 @@ def _save_stored(manager: Manager, session: Session, record: Record, pending: Pe
     if renaming:
         renamed = _rename(manager, session, record, pending, now)
         if renamed is None:
-            if login is not None:
-                _start_afresh(manager, session, pending)
+            if session._logs_in:
+                _start_afresh(manager, session)
             return
         record = renamed
     outcome = _commit(manager, session, record, pending, limits, now)
     if outcome is Outcome.STORED:
         if renew:
             session._cookie = Action.SEND
-        _end_others(manager, login, session)
+        _end_others(manager, binding, session)
         if emptied:
             _end_if_empty(manager, session, pending)
-    elif login is not None:
-        if outcome is Outcome.CLEARED:
-            manager.destroy(record.key, record.user)
-        session._cookie = Action.LEAVE
-        _start_afresh(manager, session, pending)
     elif outcome is Outcome.GONE:  # perhaps between the new id and the commit
         session._cookie = Action.LEAVE
+        if session._logs_in and not session._cannot_send_cookies():
+            _start_afresh(manager, session)
 
 
 def _touch_is_due(manager: Manager, record: Record, limits: Terms, now: float) -> bool:
@@ -165,8 +173,7 @@ class Outcome(Enum):
     """What became of a commit."""
 
     STORED = "stored"
-    GONE = "the session ended meanwhile"
-    CLEARED = "the session was cleared meanwhile: nothing of before may come back"
+    GONE = "the session ended meanwhile, was cleared or has another id: nothing may come back"
 
 
 def _commit(
@@ -178,8 +185,8 @@ def _commit(
     now: float,
 ) -> Outcome:
     """Commit; merge and try again while other requests are faster."""
-    login = session._login
-    user: Any = login[0] if login is not None else (None if pending.wipe else ...)
+    binding = session._binding
+    user: Any = binding.user if binding is not None else (None if pending.wipe else ...)
     deadline = limits.deadline(now)
     mine: dict[str, Any] = {}
     if not pending.wipe:
@@ -192,7 +199,7 @@ def _commit(
         except Conflict as conflict:
             if session._is_cleared(conflict.current):
                 _note_gone(record.key, pending)
-                return Outcome.CLEARED
+                return Outcome.GONE
             mine = mine or dict(session._live)
             pending = session._merge(pending, conflict.current, mine)
             deadline = session._terms().deadline(now)
@@ -209,16 +216,24 @@ def _commit(
 def _rename(
     manager: Manager, session: Session, record: Record, pending: Pending, now: float
 ) -> Record | None:
-    """The record under its new key; None: the session is gone."""
+    """The record under its new key; None: the session is gone.
+
+    The old key is an alias for a while, which nobody is served by. Who wins the epoch renames: of
+    two requests at once one would rename the other's session, through that alias.
+    """
     sid = session.sid
     key = ids.key_of(sid)
+    epoch = {EPOCH: encode(key)}
+    claim = Change(puts=epoch, expects={EPOCH: record.values.get(EPOCH)})
     try:
-        manager.provider.rename(record.key, key, now)
-    except SessionGone:
+        manager.provider.commit(record.key, claim, now)
+        manager.provider.rename(record.key, key, now, now + KNOWN_FOR)
+    except (Conflict, SessionGone):
         _note_gone(record.key, pending)
         return None
     session._sid, session._next_sid = sid, None
-    session._record = renamed = record._replace(key=key)
+    session._record = renamed = record._replace(key=key, values={**record.values, **epoch})
+    session._base = renamed.values
     session._cookie = Action.SEND
     manager.announce("renamed", key=key, old_key=record.key, user=record.user)
     return renamed
@@ -229,26 +244,22 @@ def _note_gone(key: str, pending: Pending) -> None:
     log.info("session %s... ended during the request; not saved: %s", key[:12], names)
 
 
-def _start_afresh(manager: Manager, session: Session, pending: Pending) -> None:
+def _start_afresh(manager: Manager, session: Session) -> None:
     """A login met a session that ended meanwhile: the user gets one with nothing of the old."""
-    edits = session._edits
-    mine = {name: data for name, data in pending.puts.items() if name in edits.puts}
-    mine |= {name: encode(number) for name, number in edits.deltas.items()}
-    session._live = {name: value for name, value in session._live.items() if name in mine}
-    session._live |= edits.deltas
+    session._start_empty()
     session._record = session._sid = session._next_sid = None
-    session._base = session._raw = {}
-    _create(manager, session, mine)
+    session._base = {}
+    _create(manager, session, session._pending().puts)
 
 
-def _end_others(manager: Manager, login: tuple[str, bool] | None, session: Session) -> None:
+def _end_others(manager: Manager, binding: Binding | None, session: Session) -> None:
     """Of several exclusive logins at once the last one stays."""
-    if login is None or not login[1]:
+    if binding is None or binding.user is None or not binding.exclusive:
         return
     mine = (session._hidden(LOGIN), session.key)
-    keys = list(manager.need_users().keys_of(login[0], clock.now()))
+    keys = list(manager.need_users().keys_of(binding.user, clock.now()))
     others = [k for k in keys if k != mine[1] and _logged_in_at(manager, k, mine[0]) < mine]
-    manager.destroy_each(others, login[0])
+    manager.destroy_each(others, binding.user)
 
 
 def _logged_in_at(manager: Manager, key: str, default: float) -> tuple[float, str]:

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import datetime as dt
+import logging
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import clock, ids
+from . import clock, identity, ids
 from .change import Change, Record, apply
 from .codec import decode
 from .cookies import Action
-from .edits import GROUND, NO_EDITS, Edits, Pending, is_number
+from .edits import GROUND, NO_EDITS, Edits, Pending, encode_named, is_number
 from .errors import CodecError, ConfigError, ProviderUnavailable
 from .lifetime import BROWSER, UNLIMITED, Lifetime, Terms, parse_lifetime, terms
-from .names import ASIDE, CLEARED, HIDDEN, LIFETIME, LOGIN, PERMANENT
+from .names import ASIDE, EPOCH, HIDDEN, LIFETIME, LOGIN, OWNER, PERMANENT
 
 if TYPE_CHECKING:
     from .manager import Manager
+
+
+log = logging.getLogger("flask_hybridsession")
+
+
+class Binding(NamedTuple):
+    """Whose the session becomes when it is saved; None: nobody's."""
+
+    user: str | None
+    exclusive: bool = False
 
 
 class Session(MutableMapping[str, Any]):
@@ -40,7 +51,10 @@ class Session(MutableMapping[str, Any]):
     _forced = False
     _edits = NO_EDITS
     _next_sid: str | None = None  # what the session is renamed to when it is saved
-    _login: tuple[str, bool] | None = None
+    _binding: Binding | None = None
+    _logs_in = False  # this request tells who the user is, in whatever way
+    _rotated = False  # and has given a new sid for it
+    _successor: Record | None = None  # the sid shown was this session's, before a new one
     _ended = False
     _new = True
     _cookie = Action.LEAVE
@@ -121,7 +135,7 @@ class Session(MutableMapping[str, Any]):
         self._live = {}
         self._raw = {}
         self._edits = Edits(wiped=True)
-        self._login = None
+        self._binding = None
         self._modified = True
         self._note_late_write(None)
 
@@ -253,9 +267,15 @@ class Session(MutableMapping[str, Any]):
 
     @property
     def logged_in_at(self) -> dt.datetime | None:
-        """When ``login`` was called, so that an app can ask for a fresh one. UTC."""
+        """When somebody logged in, so that an app can ask for a fresh login. UTC.
+
+        None: nobody is, or it was no more than a cookie of Flask-Login that remembers him.
+        """
         at = self._hidden(LOGIN)
-        return None if at is None else _utc(at)
+        if at is None:
+            return None
+        remembered = self._manager.follows() and self.get(identity.FLASK_LOGIN_FRESH) is False
+        return None if remembered else _utc(at)
 
     # -- its life -------------------------------------------------------------------------------
 
@@ -274,8 +294,9 @@ class Session(MutableMapping[str, Any]):
         it to nobody.
         """
         self._load_to_end()
-        if self._record is not None:
-            self._manager.destroy(self._record.key, self._record.user)
+        record = self._record or self._successor
+        if record is not None:
+            self._manager.destroy(record.key, record.user)
         self._forget()
         self._ended = True
 
@@ -293,16 +314,19 @@ class Session(MutableMapping[str, Any]):
         """
         return self._manager.exclusive(self, timeout)
 
-    def login(self, user_id: ids.UserId, exclusive: bool = False) -> None:
+    def login(self, user_id: ids.UserId | ids.HasId, exclusive: bool = False) -> None:
         """This is now ``user_id``'s session. It gets a new sid (ASVS 5.0 7.2.4), never an alias.
 
-        ``exclusive`` ends all other sessions of the user.
+        What an anonymous visitor collected stays, but for tokens against forged requests. Over a
+        session that is or was another user's it starts empty, but for what this request wrote.
+        ``user_id`` may be a user object with ``get_id()``. ``exclusive`` ends all other sessions of
+        the user; it needs a provider with ``Users``. Raises ``TypeError`` for what is no user id.
         """
-        token = ids.user_token(user_id)
-        self._manager.need_users()
+        token = self._manager.user_token(user_id)
+        if exclusive:
+            self._manager.need_users()
         self.regenerate()
-        self._put(LOGIN, clock.now())
-        self._login = (token, exclusive)
+        self._bind(token, exclusive)
 
     def logout(self, everywhere: bool = False) -> None:
         """End this session; with ``everywhere``, all sessions of its user. See ``destroy``."""
@@ -351,6 +375,96 @@ class Session(MutableMapping[str, Any]):
     def _untake(self, name: str) -> None:
         self._edit().taken.discard(name)
 
+    # -- who it belongs to ----------------------------------------------------------------------
+
+    def _bind(self, token: str, exclusive: bool = False) -> None:
+        """It is the user's from here on: nothing of another's, no token of before."""
+        owner = self._user_token() or self._hidden(OWNER)
+        if owner != token:
+            self._forget_csrf()
+        if owner not in (None, token):
+            self._start_empty()
+        if OWNER in self:
+            self._drop(OWNER)
+        self._put(LOGIN, clock.now())
+        self._binding = Binding(token, exclusive)
+        self._logs_in = True
+
+    def _unbind(self) -> None:
+        """Flask-Login has logged the user out: it remembers only whose it was."""
+        owner = self._user_token()
+        if owner is not None:
+            self._put(OWNER, owner)
+            self._drop(LOGIN)
+            self._binding = Binding(None)
+            self._rotate()
+
+    def _start_empty(self) -> None:
+        """Nothing is left but what this request wrote, without what it added it to."""
+        written = self._edits.own_work(self._live, self._base, self._manager.merges)
+        self._live, self._raw, self._edits = {}, {}, Edits(wiped=True)
+        for name, value in written.items():
+            self._edits.put(name, value)
+            self._live[name] = value
+
+    def _forget_csrf(self) -> None:
+        """Drop the tokens against forged requests that were here before this request."""
+        for name in self._manager.csrf_names():
+            if name in self and name not in self._edits.puts:
+                self._drop(name)
+
+    def _rotate(self) -> None:
+        """A new sid, since who the user is has changed. One in a request: nobody knows it yet."""
+        if self._record is None or self._rotated:
+            return
+        if self._cannot_send_cookies():
+            log.warning("another user in a session to which no cookie can be sent: it keeps its id")
+            return
+        self._rotated = True
+        if self._next_sid is None:
+            self.regenerate()
+
+    def _notice(self, name: str, value: Any) -> None:
+        """``name`` tells who is logged in: is it another by now?"""
+        after = identity.read(encode_named(name, value))
+        if name == identity.FLASK_LOGIN_USER and self._manager.follows():
+            if identity.is_nobody(after):
+                self._unbind()
+            else:
+                self._bind(self._manager.user_token(after))
+                self._rotate()
+        elif self._manager.rotates_on(name):
+            before = self.get(name)
+            self._judge(name, before, after)
+
+    def _judge(self, name: str, before: Any, after: Any) -> bool:
+        if not identity.is_another(before, after):
+            return False
+        if not identity.is_nobody(before) or self._is_anonymous():
+            self._forget_csrf()
+        self._logs_in = True
+        self._rotate()
+        return True
+
+    def _is_anonymous(self) -> bool:
+        tells = self._manager.rotates_on
+        return self._user_token() is None and all(
+            identity.is_nobody(self.get(name)) for name in self._names() if tells(name)
+        )
+
+    def _notice_nested(self, pending: Pending) -> bool:
+        """Whether a value that changed in place tells of another user; if so it has rotated."""
+        base = {} if pending.wipe else self._base
+        names = [name for name in pending.puts if self._manager.rotates_on(name)]
+        return any(
+            self._judge(name, identity.read(base.get(name)), identity.read(pending.puts[name]))
+            for name in names
+        )
+
+    def _cannot_send_cookies(self) -> bool:
+        """The response has started, or there is none."""
+        return self._closed
+
     # -- loading --------------------------------------------------------------------------------
 
     def _load(self) -> None:
@@ -368,9 +482,13 @@ class Session(MutableMapping[str, Any]):
         self._presented = self._present()
         found = self._manager.open(self._presented) if self._presented else None
         if found is not None:
-            self._sid, self._record = found
-            self._base = self._raw = self._record.values
-            self._new = False
+            sid, record = found
+            if sid is None:
+                self._successor = record
+            else:
+                self._sid, self._record = sid, record
+                self._base = self._raw = record.values
+                self._new = False
         self._loaded = True
 
     def _goes_on_without(self, error: ProviderUnavailable) -> bool:
@@ -401,7 +519,9 @@ class Session(MutableMapping[str, Any]):
         self._live = {}
         self._edits = NO_EDITS
         self._saved = None
-        self._sid = self._next_sid = self._record = self._login = self._modified = None
+        self._sid = self._next_sid = self._record = self._binding = self._modified = None
+        self._successor = None
+        self._logs_in = self._rotated = False
         self._base = self._raw = {}
         self._new = self._loaded = True
         self._cookie = Action.LEAVE
@@ -432,11 +552,15 @@ class Session(MutableMapping[str, Any]):
     def _put(self, name: str, value: Any) -> None:
         if not self._loaded:
             self._load()
+        if self._manager.tells_who(name):
+            self._notice(name, value)
         self._edit().put(name, value)
         self._live[name] = value
         self._changed(name)
 
     def _drop(self, name: str) -> None:
+        if name == identity.FLASK_LOGIN_USER and self._manager.follows():
+            self._unbind()
         self._edit().drop(name)
         self._live.pop(name, None)
         self._raw = {other: data for other, data in self._raw.items() if other != name}
@@ -467,7 +591,7 @@ class Session(MutableMapping[str, Any]):
         if wiped:
             self._manager.note_late_write(None)
         for name in (*puts, *drops):
-            if name != CLEARED:
+            if name != EPOCH:
                 self._manager.note_late_write(name)
 
     def _note_late_write(self, name: str | None) -> None:
@@ -485,8 +609,8 @@ class Session(MutableMapping[str, Any]):
         return {name: self._base.get(name) for name in GROUND}
 
     def _is_cleared(self, current: Record) -> bool:
-        """Another request forgot everything: a change of what there was would bring it back."""
-        return current.values.get(CLEARED) != self._base.get(CLEARED)
+        """Another request forgot everything, or gave a new sid: what this one knows is over."""
+        return current.values.get(EPOCH) != self._base.get(EPOCH)
 
     def _merge(self, pending: Pending, current: Record, mine: Mapping[str, Any]) -> Pending:
         pending, anew = self._edits.merge(pending, current, mine, self._base, self._manager.merges)
@@ -517,7 +641,7 @@ class Session(MutableMapping[str, Any]):
         self._base = self._raw = record.values
         self._live = {name: value for name, value in live.items() if name in record.values}
         self._forced = False
-        self._login = self._next_sid = None
+        self._binding = self._next_sid = None
 
     def _is_empty(self) -> bool:
         """Nothing that is worth a session: no values, no flashes, nobody logged in."""
@@ -557,8 +681,8 @@ class Session(MutableMapping[str, Any]):
     def _user_token(self) -> str | None:
         if not self._loaded:
             self._load()
-        if self._login is not None:
-            return self._login[0]
+        if self._binding is not None:
+            return self._binding.user
         return None if self._record is None or self._edits.wiped else self._record.user
 
     def _stored_or(self, read: Callable[[Record], float]) -> float:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from . import identity
 from .errors import ConfigError, ProviderUnavailable
 from .ids import DEFAULT_LENGTH, LEAST_LENGTH
 from .lifetime import Lifetime, parse_lifetime, seconds
@@ -55,6 +56,8 @@ class Settings:
     sqlalchemy: Any = field(default=None, repr=False)
     cachelib: Any = field(default=None, repr=False)
     on_outage: OnOutage = "unavailable"
+    rotate_on: tuple[str, ...] = identity.NAMES
+    flask_login: bool = True
 
 
 DURABILITIES = ("always", "interval", "never")
@@ -99,6 +102,8 @@ _OURS = {
     "SESSION_SQLALCHEMY",
     "SESSION_CACHELIB",
     "SESSION_ON_OUTAGE",
+    "SESSION_ROTATE_ON",
+    "SESSION_FLASK_LOGIN",
 }
 _FLASKS = {
     "SESSION_COOKIE_NAME",
@@ -143,6 +148,8 @@ def read_settings(config: Mapping[str, Any], directory: str) -> Settings:
         on_outage=outage_policy(
             config.get("SESSION_ON_OUTAGE", "unavailable"), "SESSION_ON_OUTAGE"
         ),
+        rotate_on=_names(config, "SESSION_ROTATE_ON", identity.NAMES),
+        flask_login=_flag(config, "SESSION_FLASK_LOGIN", True),
     )
 
 
@@ -267,8 +274,19 @@ def _touch_every(config: Mapping[str, Any]) -> float | None:
     return number
 
 
-def _flag(config: Mapping[str, Any], name: str) -> bool:
-    value = config.get(name, False)
+def _names(config: Mapping[str, Any], name: str, default: tuple[str, ...]) -> tuple[str, ...]:
+    value = config.get(name, default)
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise ConfigError(f'{name} must be several names, as ("user_id",); () for none.')
+    names = tuple(value)
+    for one in names:
+        if not isinstance(one, str) or not one:
+            raise ConfigError(f"{name} must hold texts: names in the session, not {one!r}.")
+    return names
+
+
+def _flag(config: Mapping[str, Any], name: str, default: bool = False) -> bool:
+    value = config.get(name, default)
     if not isinstance(value, bool):
         raise ConfigError(f"{name} must be True or False, not a {type(value).__name__}.")
     return value

@@ -295,13 +295,21 @@ def test_an_alias_leads_to_no_denied_session(desk: Desk) -> None:
     now = clock.now()
     desk.provider.commit(ids.key_of(old), Change({"a": encode(1)}, create=True), now)
     desk.provider.rename(ids.key_of(old), ids.key_of(sid), now, now + 100)
-    assert desk.values(old) == {"a": 1}
     denied(desk, sid)
     desk.provider.down = {"destroy"}
     with pytest.raises(ProviderUnavailable):
         desk.values(old)
     desk.provider.down = set()
     assert desk.values(old) == {}
+
+
+def test_who_shows_an_alias_is_nobody(desk: Desk) -> None:
+    old, sid = desk.mint(), desk.mint()
+    now = clock.now()
+    desk.provider.commit(ids.key_of(old), Change({"a": encode(1)}, create=True), now)
+    desk.provider.rename(ids.key_of(old), ids.key_of(sid), now, now + 100)
+    assert desk.values(old) == {}
+    assert desk.values(sid) == {"a": 1}
 
 
 def test_who_shows_an_alias_ends_its_session(desk: Desk) -> None:

@@ -417,11 +417,10 @@ class Session(MutableMapping[str, Any]):
         """A new sid, since who the user is has changed. One in a request: nobody knows it yet."""
         if self._record is None or self._rotated:
             return
+        self._rotated = True
         if self._cannot_send_cookies():
             log.warning("another user in a session to which no cookie can be sent: it keeps its id")
-            return
-        self._rotated = True
-        if self._next_sid is None:
+        elif self._next_sid is None:
             self.regenerate()
 
     def _notice(self, name: str, value: Any) -> None:

@@ -12,7 +12,7 @@ from flask import session as flask_session
 from flask.sessions import SessionInterface, SessionMixin
 from werkzeug.exceptions import HTTPException, ServiceUnavailable
 
-from .core import clock, cookies
+from .core import clock, cookies, ids
 from .core.breaker import begin_budget
 from .core.cookies import Action
 from .core.errors import ConfigError, ProviderUnavailable
@@ -85,10 +85,15 @@ class HybridSessionMapping(Session, SessionMixin):  # type: ignore[override]
         return has_request_context() and hasattr(request, "namespace") and hasattr(request, "event")
 
     def _forget_csrf(self) -> None:
+        """With what others keep of the old token until the request ends."""
         super()._forget_csrf()
+        if not has_app_context():
+            return
         name = self._manager.config.get(CSRF_SETTING) or CSRF_NAMES[0]
-        if has_app_context() and name not in self:
-            g.pop(name, None)  # Flask-WTF keeps the token there that it has made of the old one
+        if name not in self:
+            g.pop(name, None)  # Flask-WTF makes another
+        if "seasurf_csrf_token" in g:  # Flask-SeaSurf puts it into session and cookie in the end
+            g.seasurf_csrf_token = ids.mint()
 
     def _goes_on_without(self, error: ProviderUnavailable) -> bool:
         if self._asking or not has_request_context():  # a test's session_transaction has none

@@ -6,6 +6,8 @@ from __future__ import annotations
 HIDDEN = "_hybrid."
 #: A lifetime that was set for this session: [seconds by the rule of the seeds, since when].
 LIFETIME = HIDDEN + "lifetime"
+#: When the cookie last went out, where it has an end that moves.
+SENT = HIDDEN + "sent"
 #: When somebody logged in.
 LOGIN = HIDDEN + "login"
 #: Another text after each ``clear`` and each new sid: of a request that began before it nothing is
@@ -22,7 +24,7 @@ FLASHES = "_flashes"
 PERMANENT = "_permanent"
 
 #: What by itself is no reason to keep a session.
-ASIDE = frozenset({LIFETIME, LOGIN, EPOCH, OWNER})
+ASIDE = frozenset({LIFETIME, LOGIN, EPOCH, OWNER, SENT})
 
 
 def is_flash(name: str) -> bool:

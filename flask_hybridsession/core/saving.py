@@ -22,7 +22,7 @@ from .errors import (
     SessionGone,
 )
 from .lifetime import Terms
-from .names import ASIDE, EPOCH, LOGIN, is_flash
+from .names import ASIDE, EPOCH, LOGIN, SENT, is_flash
 from .session import Binding, Session
 from .timers import clockwork
 
@@ -90,14 +90,17 @@ def _save_new(manager: Manager, session: Session, pending: Pending) -> None:
             session._cookie = Action.DELETE
         return
     if session._cannot_send_cookies():
-        log.error("a new session to which no cookie can be sent is not saved")
+        log.error("a new session cannot be saved: no cookie can be sent any more")
         return
     _create(manager, session, pending.puts)
 
 
 def _create(manager: Manager, session: Session, puts: Mapping[str, bytes]) -> None:
     now = clock.now()
-    deadline = session._terms(now).deadline(now)
+    limits = session._terms(now)
+    deadline = limits.deadline(now)
+    if limits.span > 0:
+        puts = {**puts, SENT: encode(now)}
     binding = session._binding
     user = None if binding is None else binding.user
     change = Change(puts=puts, create=True, deadline=deadline, touched=now, user=user)
@@ -131,9 +134,11 @@ def _save_stored(manager: Manager, session: Session, record: Record, pending: Pe
     manager.settle(record.key)
     renew = (
         other_terms
-        or (limits.span > 0 and (changed or _refreshes(manager)))
+        or (limits.span > 0 and (changed or _refreshes(manager)) and _is_old(session, limits, now))
         or (manager.settings.touch_every == 0 and bool(session._modified))
     )
+    if limits.span > 0 and (renew or renaming):
+        pending = pending._replace(puts={**pending.puts, SENT: encode(now)})
     emptied = bool(pending.drops) and session._is_empty()
     if renaming:
         renamed = _rename(manager, session, record, pending, now)
@@ -163,6 +168,16 @@ def _touch_is_due(manager: Manager, record: Record, limits: Terms, now: float) -
         return False
     every = manager.settings.touch_every
     return now - record.touched >= (limits.touch_every() if every is None else every)
+
+
+def _is_old(session: Session, limits: Terms, now: float) -> bool:
+    """Whether the cookie is to be renewed: with each change would be more often than needed.
+
+    A response with a cookie that is under way while another request logs in would undo that.
+    """
+    sent = session._hidden(SENT)
+    every = session._manager.settings.touch_every
+    return sent is None or now - sent >= (limits.touch_every() if every is None else every)
 
 
 def _refreshes(manager: Manager) -> bool:

@@ -67,6 +67,15 @@ RESERVED: Mapping[str, object] = {
     "SESSION_BIND_USER_AGENT": False,
     "SESSION_ENCRYPT": False,
     "SESSION_MAX_PER_USER": None,
+    "SESSION_REVOKE_ON_REUSE": False,
+    "SESSION_ON_TOO_MANY": "oldest",
+    "SESSION_MAX_BYTES": None,
+    "SESSION_DEVICE_IP": 0,
+    "SESSION_ANONYMOUS_LIFETIME": None,
+    "SESSION_MIGRATE_FROM": None,
+    "SESSION_HEADER": None,
+    "SESSION_ID_GENERATOR": None,
+    "SESSION_PROFILE": None,
 }
 
 #: Settings of Flask-Session that do nothing here, and what to write instead.
@@ -119,6 +128,11 @@ def read_settings(config: Mapping[str, Any], directory: str) -> Settings:
     Raises ``ConfigError``; warns of names that look like a typing error.
     """
     warn_of_unknown(config)
+    return check_settings(config, directory)
+
+
+def check_settings(config: Mapping[str, Any], directory: str) -> Settings:
+    """``read_settings`` without the warnings."""
     refuse_reserved(config)
     check_cookie(config)
     expires = config.get("SESSION_EXPIRES")

@@ -20,6 +20,7 @@ from .core.breaker import end_budget
 from .core.change import Record
 from .core.edits import Merge, merge_flashes
 from .core.errors import ConfigError, CorruptData, ProviderUnavailable
+from .core.live import LiveSettings
 from .core.manager import Manager
 from .core.names import FLASHES
 from .core.provider import Lists, Provider, Remote, Reports
@@ -67,7 +68,8 @@ class HybridSession:
         config: dict[str, Any] = dict(app.config)
         if self._given is not None:
             config["SESSION_TYPE"] = self._given
-        settings = read_settings(config, os.path.join(app.instance_path, "sessions"))
+        directory = os.path.join(app.instance_path, "sessions")
+        settings = read_settings(config, directory)
         provider = make_provider(settings)
         for database in self._databases:
             provider = with_database(provider, database)
@@ -81,7 +83,8 @@ class HybridSession:
             self._merges,
         )
         self._managers[app] = manager
-        interface = HybridSessionInterface(manager)
+        live = LiveSettings(app.config, settings, directory, self._given)
+        interface = HybridSessionInterface(manager, live)
         app.session_interface = cast(SecureCookieSessionInterface, interface)
         app.register_error_handler(
             ProviderUnavailable, lambda error: interface.answer(_current_app(), error)
@@ -125,6 +128,8 @@ class HybridSession:
         app = next(app for app, one in self._managers.items() if one is manager)
         app._check_setup_finished("sessions.use_database")
         manager.provider = with_database(manager.provider, database)
+        # Its own may have another provider, made for settings that have changed since.
+        cast(HybridSessionInterface, app.session_interface).manager = manager
         _watch(app, manager.provider)
 
     # -- what an operator asks ------------------------------------------------------------------

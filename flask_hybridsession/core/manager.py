@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from datetime import timedelta
 from typing import Any
 
@@ -53,18 +54,27 @@ class Manager:
         merges: Mapping[str, Merge] | None = None,
     ) -> None:
         self.provider = provider
-        self.settings = settings
+        self._take(settings)
         self.config = config
         self.announce = announce
         self.merges: Mapping[str, Merge] = {FLASHES: merge_flashes} if merges is None else merges
         self._load_user = load_user
-        self._is_sid = ids.shape_of(settings.id_length)
-        self._known_terms: tuple[object, tuple[Terms, float]] = (None, (Terms(), 0.0))
         #: The sessions whose end the provider has not confirmed, with their users.
         self._denied: dict[str, str | None] = {}
         if isinstance(provider, Remote):
             provider.breaker.on_recovery(self._settle_all)
         clockwork.watch(self)
+
+    def under(self, settings: Settings) -> Manager:
+        """The same manager for the sessions that are opened from now on; others keep theirs."""
+        twin = copy(self)
+        twin._take(settings)
+        return twin
+
+    def _take(self, settings: Settings) -> None:
+        self.settings = settings
+        self._is_sid = ids.shape_of(settings.id_length)
+        self._known_terms: tuple[object, tuple[Terms, float]] = (None, (Terms(), 0.0))
 
     # -- what a session needs -------------------------------------------------------------------
 

@@ -118,7 +118,7 @@ class HybridSessionInterface(SessionInterface):
     def __init__(self, manager: Manager, live: LiveSettings) -> None:
         self.manager = manager
         self._live = live
-        self._checked = False  # whether the settings have been looked at since the setup
+        self._checked = False  # whether a request has come since the setup
         self._remote = isinstance(manager.provider, Remote)
 
     def current(self) -> Manager:
@@ -132,7 +132,7 @@ class HybridSessionInterface(SessionInterface):
         """A session that loads when looked at; None if it must be signed and no key is set."""
         if not self._checked:
             self.current()
-            self._checked = app._got_first_request
+            self._checked = True
         if (
             self.manager.settings.sign_cookie
             and not app.secret_key

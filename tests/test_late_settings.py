@@ -464,7 +464,7 @@ def test_threads_never_see_a_mixture(fake_clock: FakeClock) -> None:
     sys.setswitchinterval(1e-5)
     try:
         visitors = Visitors(site, 8)
-        for turn in range(2000):
+        for turn in range(500):
             site.app.config["SESSION_EXPIRES"] = 1000 + turn % 2
             visitors._over.wait(0.001)
         visitors.end()

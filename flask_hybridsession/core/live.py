@@ -100,7 +100,7 @@ class LiveSettings:
         ]
         if late:
             raise ConfigError(
-                f"{' and '.join(late)} changed after the provider was made: set it before "
+                f"{', '.join(late)} changed after the provider was made: configure it before "
                 "HybridSession(app), or call init_app after the configuration."
             )
 

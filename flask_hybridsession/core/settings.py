@@ -31,6 +31,10 @@ OnOutage = str | Callable[[ProviderUnavailable], Any]
 OUTAGE_POLICIES = ("unavailable", "ephemeral")
 
 
+class SameSiteError(ConfigError, ValueError):
+    """Flask raises a ``ValueError`` for it, when it sends the cookie."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Our own settings. Flask's (``SESSION_COOKIE_*`` and so on) stay where Flask reads them.
@@ -208,7 +212,7 @@ def check_cookie(config: Mapping[str, Any]) -> None:
     prefix = name.lower()
     samesite = config.get("SESSION_COOKIE_SAMESITE")
     if samesite is not None and str(samesite).title() not in ("Lax", "Strict", "None"):
-        raise ConfigError('SESSION_COOKIE_SAMESITE must be None, "Lax", "Strict" or "None".')
+        raise SameSiteError('SESSION_COOKIE_SAMESITE must be None, "Lax", "Strict" or "None".')
     if not secure:
         needs = {
             "a cookie named __Host-...": prefix.startswith("__host-"),

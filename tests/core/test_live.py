@@ -140,7 +140,7 @@ def test_all_that_comes_too_late_is_named_and_no_value() -> None:
     config: dict[str, Any] = {}
     live = follow(config)
     config.update(SESSION_REDIS="redis://:secret@x", SESSION_DIR="/secret")
-    with pytest.raises(ConfigError, match=r"^SESSION_DIR and SESSION_REDIS changed") as caught:
+    with pytest.raises(ConfigError, match=r"^SESSION_DIR, SESSION_REDIS changed") as caught:
         live.current()
     assert "secret" not in str(caught.value)
 

@@ -22,6 +22,7 @@ from .core.breaker import end_budget
 from .core.change import Record
 from .core.edits import Merge, merge_flashes
 from .core.errors import ConfigError, CorruptData, ProviderUnavailable
+from .core.live import LiveSettings
 from .core.manager import Manager
 from .core.names import FLASHES
 from .core.provider import Lists, Provider, Remote, Reports
@@ -69,7 +70,8 @@ class HybridSession:
         config: dict[str, Any] = dict(app.config)
         if self._given is not None:
             config["SESSION_TYPE"] = self._given
-        settings = read_settings(config, os.path.join(app.instance_path, "sessions"))
+        directory = os.path.join(app.instance_path, "sessions")
+        settings = read_settings(config, directory)
         provider = make_provider(settings)
         for database in self._databases:
             provider = with_database(provider, database)
@@ -81,10 +83,11 @@ class HybridSession:
             _announcer(app),
             lambda user_id: self._user(provider, user_id),
             self._merges,
-            partial(_follows_flask_login, ref(app), settings.flask_login),
+            partial(_has_flask_login, ref(app)),
         )
         self._managers[app] = manager
-        interface = HybridSessionInterface(manager)
+        live = LiveSettings(app.config, settings, directory, self._given)
+        interface = HybridSessionInterface(manager, live)
         app.session_interface = cast(SecureCookieSessionInterface, interface)
         app.register_error_handler(
             ProviderUnavailable, lambda error: interface.answer(_current_app(), error)
@@ -124,10 +127,12 @@ class HybridSession:
         if not self._managers:
             self._databases.append(database)
             return
-        manager = self._manager()
-        app = next(app for app, one in self._managers.items() if one is manager)
+        app = self._app()
         app._check_setup_finished("sessions.use_database")
+        manager = self._managers[app]
         manager.provider = with_database(manager.provider, database)
+        # Its own may have another provider, made for settings that have changed since.
+        cast(HybridSessionInterface, app.session_interface).manager = manager
         _watch(app, manager.provider)
 
     # -- what an operator asks ------------------------------------------------------------------
@@ -142,8 +147,8 @@ class HybridSession:
 
         With Flask-Login ids are texts, whatever they are given as: ``7`` is ``"7"``.
         """
-        manager, now = self._manager(), clock.now()
-        keys = manager.need_users().keys_of(manager.user_token(user_id), now)
+        manager, token = self._manager(), self._user_token(user_id)
+        keys = manager.need_users().keys_of(token, clock.now())
         records = [record for key in keys if (record := _readable(manager, key))]
         return [_handle(record) for record in sorted(records, key=lambda r: -r.touched)]
 
@@ -156,8 +161,7 @@ class HybridSession:
     ) -> int:
         """End all sessions of a user, but for ``keep`` (``session.key`` is this one); how many."""
         kept = keep.key if isinstance(keep, Handle) else keep
-        manager = self._manager()
-        return manager.destroy_user(manager.user_token(user_id), kept)
+        return self._manager().destroy_user(self._user_token(user_id), kept)
 
     def destroy_all(self) -> int:
         """End every session; how many there were."""
@@ -186,16 +190,22 @@ class HybridSession:
         self._manager().close()
 
     def _manager(self) -> Manager:
-        if has_app_context():
-            manager = self._managers.get(_current_app())
-            if manager is not None:
-                return manager
-        managers = list(self._managers.values())
-        if len(managers) == 1:
-            return managers[0]
+        return self._managers[self._app()]
+
+    def _user_token(self, user: ids.UserId | ids.HasId) -> str:
+        interface = cast(HybridSessionInterface, self._app().session_interface)
+        return interface.current().user_token(user)
+
+    def _app(self) -> Flask:
+        """The current app, or the only one."""
+        apps = list(self._managers)
+        if has_app_context() and _current_app() in self._managers:
+            return _current_app()
+        if len(apps) == 1:
+            return apps[0]
         raise RuntimeError(
             "HybridSession has no app yet: call init_app(app)."
-            if not managers
+            if not apps
             else "HybridSession serves several apps: use it within app.app_context()."
         )
 
@@ -235,11 +245,11 @@ def _current_app() -> Flask:
     return current_app._get_current_object()  # type: ignore[attr-defined, no-any-return]
 
 
-def _follows_flask_login(app: ref[Flask], wanted: bool) -> bool:
+def _has_flask_login(app: ref[Flask]) -> bool:
     """Whether the app logs its users in with Flask-Login, which is imported by then."""
     known = sys.modules.get("flask_login")
     login_manager = getattr(app(), "login_manager", None)
-    return wanted and known is not None and isinstance(login_manager, known.LoginManager)
+    return known is not None and isinstance(login_manager, known.LoginManager)
 
 
 def _watch(app: Flask, provider: Any) -> None:

@@ -17,10 +17,11 @@ from .core.breaker import begin_budget
 from .core.cookies import Action
 from .core.errors import ConfigError, ProviderUnavailable
 from .core.identity import CSRF_NAMES, CSRF_SETTING
+from .core.live import LiveSettings
 from .core.manager import Manager
 from .core.provider import Remote
 from .core.session import Session
-from .core.settings import OUTAGE_POLICIES, OnOutage, outage_policy
+from .core.settings import OUTAGE_POLICIES, OnOutage, Settings, outage_policy
 from .signals import provider_failed
 
 if TYPE_CHECKING:
@@ -56,13 +57,21 @@ def on_outage(policy: OnOutage) -> Callable[[View], View]:
     return decorate
 
 
+class _CurrentManager:
+    """The manager under the settings of the moment when it is first asked for: then it stays."""
+
+    def __get__(self, session: HybridSessionMapping, owner: object) -> Manager:
+        manager = session._manager = session._interface.current()
+        return manager
+
+
 class HybridSessionMapping(Session, SessionMixin):  # type: ignore[override]
     """``flask.session``: see ``core.session.Session``."""
 
+    _manager = _CurrentManager()
     _asking = False  # the policy for outages, which may look at the session itself
 
     def __init__(self, interface: HybridSessionInterface, app: Flask, request: Request) -> None:
-        self._manager = interface.manager
         self._live = {}
         self._interface = interface
         self._app = app
@@ -70,10 +79,13 @@ class HybridSessionMapping(Session, SessionMixin):  # type: ignore[override]
 
     def _present(self) -> Sequence[str]:
         """The sids of the request's cookies."""
+        settings = self._manager.settings
+        if settings.sign_cookie:
+            _secret_keys(self._app)  # before anything is stored that no cookie could name
         header = self._environ.get("HTTP_COOKIE")
         if not header:
             return ()
-        return self._interface.presented(self._app, header)
+        return self._interface.presented(self._app, header, settings)
 
     def _cannot_send_cookies(self) -> bool:
         return self._closed or self._is_on_a_socket()
@@ -129,27 +141,41 @@ class HybridSessionInterface(SessionInterface):
     The session is saved whatever the status of the response, as Flask does it: also with a 5xx.
     """
 
-    def __init__(self, manager: Manager) -> None:
+    def __init__(self, manager: Manager, live: LiveSettings) -> None:
         self.manager = manager
-        self._ignores_unseen = manager.settings.touch_every != 0
+        self._live = live
+        self._checked = False  # whether a request has come since the setup
         self._remote = isinstance(manager.provider, Remote)
-        self._plain = not (manager.settings.sign_cookie or manager.settings.cookie_codec)
+
+    def current(self) -> Manager:
+        """The manager, under the settings as they are now. Raises ``ConfigError``."""
+        settings, manager = self._live.current(), self.manager
+        if settings is not manager.settings:
+            manager = self.manager = manager.under(settings)
+        return manager
 
     def open_session(self, app: Flask, request: Request) -> HybridSessionMapping | None:
         """A session that loads when looked at; None if it must be signed and no key is set."""
-        if self.manager.settings.sign_cookie and not app.secret_key:
+        if not self._checked:
+            self.current()
+            self._checked = True
+        if (
+            self.manager.settings.sign_cookie
+            and not app.secret_key
+            and self.current().settings.sign_cookie
+        ):
             return None
         if self._remote:
             begin_budget()
         return HybridSessionMapping(self, app, request)
 
-    def presented(self, app: Flask, header: str) -> Sequence[str]:
+    def presented(self, app: Flask, header: str, settings: Settings) -> Sequence[str]:
         """The sids in a ``Cookie`` header, best first: nothing says yet that they are ours."""
         name = self.get_cookie_name(app)
         found = cookies.candidates(header, name)
-        if self._plain or not found:
+        if not (settings.sign_cookie or settings.cookie_codec):
             return found
-        return [self._decode(app, name, text) for text in found]
+        return [self._decode(app, settings, name, text) for text in found]
 
     def save_session(self, app: Flask, session: SessionMixin, response: Response) -> None:
         """Store the changes and set the headers. Never a cookie for what is not stored."""
@@ -159,8 +185,8 @@ class HybridSessionInterface(SessionInterface):
         if response.status_code == 500:
             self._answer_unhandled(app, session, response)
         try:
-            if seen or not self._ignores_unseen:
-                self.manager.save(session)
+            if seen or self.manager.settings.touch_every == 0:
+                session._manager.save(session)
         except ProviderUnavailable as error:
             if seen:
                 self._replace(app, session, response, error)
@@ -243,7 +269,7 @@ class HybridSessionInterface(SessionInterface):
         max_age = terms.max_age(now)
         response.set_cookie(
             name,
-            self._encode(app, name, session.sid),
+            self._encode(app, session._manager.settings, name, session.sid),
             max_age=max_age,
             expires=None if max_age is None else now + max_age,
             **self._scope(app),
@@ -265,17 +291,14 @@ class HybridSessionInterface(SessionInterface):
             "partitioned": self.get_cookie_partitioned(app),
         }
 
-    def _encode(self, app: Flask, name: str, sid: str) -> str:
-        if self._plain:
-            return sid
-        codec = self.manager.settings.cookie_codec
-        if codec is not None:
-            return cookies.check_value(name, codec.encode(name, sid))
-        return cookies.sign(sid, *_secret_keys(app))
+    def _encode(self, app: Flask, settings: Settings, name: str, sid: str) -> str:
+        if settings.cookie_codec is not None:
+            return cookies.check_value(name, settings.cookie_codec.encode(name, sid))
+        return cookies.sign(sid, *_secret_keys(app)) if settings.sign_cookie else sid
 
-    def _decode(self, app: Flask, name: str, text: str) -> str:
+    def _decode(self, app: Flask, settings: Settings, name: str, text: str) -> str:
         """The sid in the cookie's value; empty, which is no sid, if it is not ours."""
-        codec = self.manager.settings.cookie_codec
+        codec = settings.cookie_codec
         if codec is None:
             return cookies.unsign(text, *_secret_keys(app)) or ""
         try:

@@ -21,6 +21,7 @@ from flask_login import (
 from werkzeug.test import TestResponse
 
 from flask_hybridsession import (
+    ConfigError,
     Handle,
     HybridSession,
     flash_value,
@@ -301,6 +302,17 @@ def test_it_can_be_switched_off() -> None:
     assert handles(app, "ada") == []
 
 
+def test_it_can_be_switched_off_later() -> None:
+    app = site()
+    visitor = Visitor(app)
+    visitor.post("/login/login_user/7")
+    app.config["SESSION_FLASK_LOGIN"] = False
+    assert handles(app, 7) == []
+    assert len(handles(app, "7")) == 1
+    Visitor(app).post("/login/login_user/7")
+    assert len(handles(app, "7")) == 1
+
+
 def test_flask_login_may_come_later() -> None:
     app = site(flask_login=False)
     LoginManager(app).user_loader(User)
@@ -447,6 +459,24 @@ def test_names_of_an_apps_own() -> None:
         visitor.post("/collect", **{name: "7"})
         seen.append(visitor.sid)
     assert [after != before for before, after in pairwise(seen)] == [False, True, True]
+
+
+def test_names_that_come_later() -> None:
+    app = site(flask_login=False)
+    visitor = Visitor(app)
+    visitor.post("/collect", cart="tea")
+    app.config["SESSION_ROTATE_ON"] = ("member",)
+    seen = [visitor.sid]
+    for name in ("user_id", "member"):
+        visitor.post("/collect", **{name: "7"})
+        seen.append(visitor.sid)
+    assert [after != before for before, after in pairwise(seen)] == [False, True]
+
+
+@pytest.mark.parametrize("wrong", ["user_id", 7, [7], ["user_id", None], [""], b"user_id"])
+def test_names_that_are_none(wrong: Any) -> None:
+    with pytest.raises(ConfigError, match="SESSION_ROTATE_ON must"):
+        site(flask_login=False, SESSION_ROTATE_ON=wrong)
 
 
 def test_no_names_at_all() -> None:

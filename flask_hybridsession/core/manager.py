@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from datetime import timedelta
 from typing import Any
 
@@ -51,26 +52,34 @@ class Manager:
         announce: Announce = lambda event, **details: None,
         load_user: Callable[[ids.UserId], Any] | None = None,
         merges: Mapping[str, Merge] | None = None,
-        follows: Callable[[], bool] = lambda: False,
+        has_flask_login: Callable[[], bool] = lambda: False,
     ) -> None:
         self.provider = provider
-        self.settings = settings
+        self._take(settings)
         self.config = config
         self.announce = announce
         self.merges: Mapping[str, Merge] = {FLASHES: merge_flashes} if merges is None else merges
-        #: Whether Flask-Login says who is logged in, with ids that are texts.
-        self.follows = follows
-        #: Whether a name tells who is logged in, so that another user in it is a new sid.
-        self.rotates_on = identity.matcher(settings.rotate_on)
-        self.tells_who = identity.matcher((*settings.rotate_on, identity.FLASK_LOGIN_USER))
+        self._has_flask_login = has_flask_login
         self._load_user = load_user
-        self._is_sid = ids.shape_of(settings.id_length)
-        self._known_terms: tuple[object, tuple[Terms, float]] = (None, (Terms(), 0.0))
         #: The sessions whose end the provider has not confirmed, with their users.
         self._denied: dict[str, str | None] = {}
         if isinstance(provider, Remote):
             provider.breaker.on_recovery(self._settle_all)
         clockwork.watch(self)
+
+    def under(self, settings: Settings) -> Manager:
+        """The same manager for the sessions that are opened from now on; others keep theirs."""
+        twin = copy(self)
+        twin._take(settings)
+        return twin
+
+    def _take(self, settings: Settings) -> None:
+        self.settings = settings
+        #: Whether a name tells who is logged in, so that another user in it is a new sid.
+        self.rotates_on = identity.matcher(settings.rotate_on)
+        self.tells_who = identity.matcher((*settings.rotate_on, identity.FLASK_LOGIN_USER))
+        self._is_sid = ids.shape_of(settings.id_length)
+        self._known_terms: tuple[object, tuple[Terms, float]] = (None, (Terms(), 0.0))
 
     # -- what a session needs -------------------------------------------------------------------
 
@@ -83,6 +92,10 @@ class Manager:
         while not ids.key_of(sid := self.mint()).startswith(kin):
             pass
         return sid
+
+    def follows(self) -> bool:
+        """Whether Flask-Login says who is logged in, with ids that are texts."""
+        return self.settings.flask_login and self._has_flask_login()
 
     def user_token(self, user: ids.UserId | ids.HasId) -> str:
         """Raises ``TypeError`` for what is no user id."""

@@ -32,6 +32,10 @@ OnOutage = str | Callable[[ProviderUnavailable], Any]
 OUTAGE_POLICIES = ("unavailable", "ephemeral")
 
 
+class SameSiteError(ConfigError, ValueError):
+    """Flask raises a ``ValueError`` for it, when it sends the cookie."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Our own settings. Flask's (``SESSION_COOKIE_*`` and so on) stay where Flask reads them.
@@ -70,6 +74,15 @@ RESERVED: Mapping[str, object] = {
     "SESSION_BIND_USER_AGENT": False,
     "SESSION_ENCRYPT": False,
     "SESSION_MAX_PER_USER": None,
+    "SESSION_REVOKE_ON_REUSE": False,
+    "SESSION_ON_TOO_MANY": "oldest",
+    "SESSION_MAX_BYTES": None,
+    "SESSION_DEVICE_IP": 0,
+    "SESSION_ANONYMOUS_LIFETIME": None,
+    "SESSION_MIGRATE_FROM": None,
+    "SESSION_HEADER": None,
+    "SESSION_ID_GENERATOR": None,
+    "SESSION_PROFILE": None,
 }
 
 #: Settings of Flask-Session that do nothing here, and what to write instead.
@@ -124,6 +137,11 @@ def read_settings(config: Mapping[str, Any], directory: str) -> Settings:
     Raises ``ConfigError``; warns of names that look like a typing error.
     """
     warn_of_unknown(config)
+    return check_settings(config, directory)
+
+
+def check_settings(config: Mapping[str, Any], directory: str) -> Settings:
+    """``read_settings`` without the warnings."""
     refuse_reserved(config)
     check_cookie(config)
     expires = config.get("SESSION_EXPIRES")
@@ -201,7 +219,7 @@ def check_cookie(config: Mapping[str, Any]) -> None:
     prefix = name.lower()
     samesite = config.get("SESSION_COOKIE_SAMESITE")
     if samesite is not None and str(samesite).title() not in ("Lax", "Strict", "None"):
-        raise ConfigError('SESSION_COOKIE_SAMESITE must be None, "Lax", "Strict" or "None".')
+        raise SameSiteError('SESSION_COOKIE_SAMESITE must be None, "Lax", "Strict" or "None".')
     if not secure:
         needs = {
             "a cookie named __Host-...": prefix.startswith("__host-"),

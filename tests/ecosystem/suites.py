@@ -23,6 +23,9 @@ class Suite(NamedTuple):
 _ALL = [
     # Flask's cookie is signed, and sent with each response if it is permanent.
     Suite("Flask", settings={"SESSION_SIGN_COOKIE": True, "SESSION_TOUCH_EVERY": 0}),
+    Suite("Flask-Login"),
+    Suite("Flask-Dance", plugins=("pytest_mock", "flask_dance.fixtures.pytest")),
+    Suite("Flask-OIDC"),
 ]
 
 SUITES = {suite.package: suite for suite in _ALL}

@@ -143,8 +143,16 @@ def test_what_becomes_of_real_tests(archive: Path) -> None:
     assert (without.created, ours.created) == (0, 2)
 
 
+def test_hybrid_keeps_its_sessions_in_a_folder_of_the_run(archive: Path) -> None:
+    for _ in range(2):
+        assert run(PLAIN, archive, "hybrid").created == 2
+    folders = list(archive.parent.glob("hybrid-*/sessions"))
+    assert len(folders) == 2
+    assert all(any(folder.iterdir()) for folder in folders)
+
+
 def test_tests_that_cannot_be_collected_are_not_taken_for_good(archive: Path) -> None:
-    broken = run(Suite("Package", plugins=("no_such_plugin",)), archive, None)
+    broken = run(Suite("Package", arguments=("-p", "no_such_plugin")), archive, None)
     assert broken.outcomes == {}
     assert "no_such_plugin" in broken.printed
 

@@ -106,15 +106,14 @@ def run(suite: Suite, archive: Path, provider: str | None) -> Run:
     """Run the tests in the archive, unpacked anew, with that provider or with Flask's interface."""
     directory = Path(mkdtemp(prefix=f"{provider or 'without'}-", dir=archive.parent))
     source = _unpacked(archive, directory)
-    command = [sys.executable, "-m", "pytest", "-q", "-o", "junit_logging=all"]
-    for plugin in ("no:cacheprovider", "plugin", *suite.plugins):
-        command += ["-p", plugin]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "plugin"]
+    command += [f"--junitxml={directory / 'report.xml'}", "-o", "junit_logging=all"]
     printed = directory / "printed"
     # Not into a pipe: a process that a test has left behind would keep it open.
     with printed.open("wb") as output:
         try:
             subprocess.run(
-                [*command, f"--junitxml={directory / 'report.xml'}", "tests"],
+                [*command, *suite.arguments, "tests"],
                 cwd=source,
                 env=_environ(suite, directory, provider),
                 stdin=subprocess.DEVNULL,

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 class Suite(NamedTuple):
     """The tests of a package, in the version that is installed. They are in its ``tests``.
 
-    ``plugins`` are those of pytest that the tests need: none is loaded by itself.
+    ``arguments`` go to pytest, which loads no plugin by itself.
     ``settings`` are given to each app beside the provider's, only where the tests need them.
     ``differing`` is test -> why it rightly passes without this extension only. It must be true.
     """
 
     package: str
-    plugins: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
     settings: Mapping[str, Any] = {}
     differing: Mapping[str, str] = {}
 
@@ -23,8 +23,9 @@ class Suite(NamedTuple):
 _ALL = [
     # Flask's cookie is signed, and sent with each response if it is permanent.
     Suite("Flask", settings={"SESSION_SIGN_COOKIE": True, "SESSION_TOUCH_EVERY": 0}),
-    Suite("Flask-Login"),
-    Suite("Flask-Dance", plugins=("pytest_mock", "flask_dance.fixtures.pytest")),
+    # Its tests make errors of warnings, and it calls what Python 3.12 warns of.
+    Suite("Flask-Login", arguments=("-W", "ignore:datetime.datetime.utcnow:DeprecationWarning")),
+    Suite("Flask-Dance", arguments=("-p", "pytest_mock", "-p", "flask_dance.fixtures.pytest")),
     Suite("Flask-OIDC"),
 ]
 

@@ -1,11 +1,12 @@
-"""A pytest plugin for Flask's own tests: every app has our sessions from its first moment.
+"""A pytest plugin for other packages' tests: every app has our sessions from its first moment.
 
-``HYBRIDSESSION_TYPE`` names the provider, ``HYBRIDSESSION_DIR`` the directory that all apps share.
-Without them Flask's default interface stays. An app that brings an interface of its own keeps it.
+``HYBRIDSESSION_SETTINGS`` holds the apps' settings, in JSON. Without it Flask's default interface
+stays. An app that brings an interface of its own, or is given one later, keeps that.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,7 @@ from flask import Flask
 from flask_hybridsession import HybridSession, session_created
 
 # Read once: some of the tests empty the environment.
-_provider = os.environ.get("HYBRIDSESSION_TYPE")
-_directory = os.environ.get("HYBRIDSESSION_DIR")
+_settings: dict[str, Any] | None = json.loads(os.environ.get("HYBRIDSESSION_SETTINGS", "null"))
 _report = Path(os.environ["HYBRIDSESSION_CREATED"])
 
 _plain_init = Flask.__init__
@@ -26,12 +26,12 @@ _created = 0
 
 # Flask's tests know it by the name that it had before pytest 9.
 if not hasattr(monkeypatch, "notset"):
-    monkeypatch.notset = monkeypatch.NOTSET
+    monkeypatch.notset = monkeypatch.NOTSET  # type: ignore[attr-defined]
 
 
 def pytest_configure() -> None:
-    if _provider is not None:
-        Flask.__init__ = _init  # type: ignore[method-assign]
+    if _settings is not None:
+        Flask.__init__ = _init  # type: ignore[assignment,method-assign]
         session_created.connect(_count)
 
 
@@ -39,12 +39,7 @@ def _init(app: Flask, *args: Any, **kwargs: Any) -> None:
     _plain_init(app, *args, **kwargs)
     if app.session_interface is _default:
         # Flask's own settings are made by the tests later on, and read when they are needed.
-        app.config.update(
-            SESSION_TYPE=_provider,
-            SESSION_DIR=_directory,
-            SESSION_SIGN_COOKIE=True,
-            SESSION_TOUCH_EVERY=0,
-        )
+        app.config.update(_settings or {})
         HybridSession(app)
 
 

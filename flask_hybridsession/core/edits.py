@@ -12,7 +12,7 @@ from . import ids
 from .change import Record
 from .codec import IMMUTABLE, decode, encode
 from .errors import CodecError
-from .names import EPOCH, LIFETIME, PERMANENT
+from .names import CLEARED, LIFETIME, MOVED, PERMANENT
 
 #: (base, mine, theirs) -> the value to store; None stands for "no value", on both sides.
 Merge = Callable[[Any, Any, Any], Any]
@@ -124,7 +124,7 @@ class Edits:
             puts.pop(name, None)
         if self.wiped:
             if stored:
-                puts[EPOCH] = encode(ids.mint())
+                puts[CLEARED] = encode(ids.mint())
             return Pending(puts, [], {}, True)
         drops = [name for name in (*self.dropped, *self.taken) if name in base]
         expects = {
@@ -189,7 +189,7 @@ NO_EDITS = Edits()
 
 #: What any change stands on: what its deadline was worked out from, and that nobody has cleared
 #: the session or given it a new sid meanwhile.
-GROUND = (LIFETIME, PERMANENT, EPOCH)
+GROUND = (LIFETIME, PERMANENT, CLEARED, MOVED)
 
 
 def encode_named(name: str, value: Any) -> bytes:

@@ -10,9 +10,12 @@ LIFETIME = HIDDEN + "lifetime"
 SENT = HIDDEN + "sent"
 #: When somebody logged in.
 LOGIN = HIDDEN + "login"
-#: Another text after each ``clear`` and each new sid: of a request that began before it nothing is
-#: stored any more.
-EPOCH = HIDDEN + "epoch"
+#: Another text after each ``clear``: of a request that began before it nothing is stored any more,
+#: unless it clears, too.
+CLEARED = HIDDEN + "cleared"
+#: The key that the last new sid gave it: of a request that began before it nothing is stored. With
+#: a time in a list: who renames it, since then.
+MOVED = HIDDEN + "moved"
 #: Whose the session was, once Flask-Login has logged him out: another user begins without it.
 OWNER = HIDDEN + "owner"
 #: Keyed flashes begin so.
@@ -24,7 +27,7 @@ FLASHES = "_flashes"
 PERMANENT = "_permanent"
 
 #: What by itself is no reason to keep a session.
-ASIDE = frozenset({LIFETIME, LOGIN, EPOCH, OWNER, SENT})
+ASIDE = frozenset({LIFETIME, LOGIN, CLEARED, MOVED, OWNER, SENT})
 
 
 def is_flash(name: str) -> bool:

@@ -8,7 +8,7 @@ from enum import Enum
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from . import clock, ids
+from . import clock, identity, ids
 from .change import Change, Record
 from .codec import decode, encode
 from .cookies import Action
@@ -22,7 +22,7 @@ from .errors import (
     SessionGone,
 )
 from .lifetime import Terms
-from .names import ASIDE, EPOCH, LOGIN, SENT, is_flash
+from .names import ASIDE, CLEARED, LOGIN, MOVED, SENT, is_flash
 from .session import Binding, Session
 from .timers import clockwork
 
@@ -147,6 +147,7 @@ def _save_stored(manager: Manager, session: Session, record: Record, pending: Pe
                 _start_afresh(manager, session)
             return
         record = renamed
+        pending = pending._replace(puts={**pending.puts, MOVED: encode(record.key)})
     outcome = _commit(manager, session, record, pending, limits, now)
     if outcome is Outcome.STORED:
         if renew:
@@ -204,15 +205,17 @@ def _commit(
     user: Any = binding.user if binding is not None else (None if pending.wipe else ...)
     deadline = limits.deadline(now)
     mine: dict[str, Any] = {}
-    if not pending.wipe:
-        pending = pending._replace(expects=pending.expects | session._ground())
+    ground = session._ground(MOVED) if pending.wipe else session._ground()
+    pending = pending._replace(expects=pending.expects | ground)
+    if pending.wipe and (moved := session._base.get(MOVED)):
+        pending = pending._replace(puts={MOVED: moved, **pending.puts})
     for _ in range(MOST_TRIES):
         puts, drops, expects, wipe = pending
         change = Change(puts, drops, wipe, False, expects, deadline, now, user)
         try:
             manager.provider.commit(record.key, change, now)
         except Conflict as conflict:
-            if session._is_cleared(conflict.current):
+            if session._is_over(conflict.current):
                 _note_gone(record.key, pending)
                 return Outcome.GONE
             mine = mine or dict(session._live)
@@ -233,25 +236,38 @@ def _rename(
 ) -> Record | None:
     """The record under its new key; None: the session is gone.
 
-    The old key is an alias for a while, which nobody is served by. Who wins the epoch renames: of
-    two requests at once one would rename the other's session, through that alias.
+    The old key is an alias for a while, which nobody is served by. Who marks the session first may
+    rename it: of two requests at once one would rename the other's, through that alias.
     """
     sid = session.sid
     key = ids.key_of(sid)
-    epoch = {EPOCH: encode(key)}
-    claim = Change(puts=epoch, expects={EPOCH: record.values.get(EPOCH)})
+    moved = {MOVED: encode([key, now])}
+    claim = Change(puts=moved, expects=session._ground(CLEARED, MOVED))
     try:
+        if _is_moving(session, now):
+            raise SessionGone(record.key)
         manager.provider.commit(record.key, claim, now)
         manager.provider.rename(record.key, key, now, now + KNOWN_FOR)
-    except (Conflict, SessionGone):
+    except SessionGone:
         _note_gone(record.key, pending)
         return None
+    except Conflict as conflict:
+        _note_gone(record.key, pending)
+        if session._logs_in and conflict.current.values.get(MOVED) == session._base.get(MOVED):
+            manager.destroy(record.key, record.user)  # it was cleared: its id must not live on
+        return None
     session._sid, session._next_sid = sid, None
-    session._record = renamed = record._replace(key=key, values={**record.values, **epoch})
+    session._record = renamed = record._replace(key=key, values={**record.values, **moved})
     session._base = renamed.values
     session._cookie = Action.SEND
     manager.announce("renamed", key=key, old_key=record.key, user=record.user)
     return renamed
+
+
+def _is_moving(session: Session, now: float) -> bool:
+    """Whether another request is about to rename it. One that died does so no more."""
+    claim = identity.read(session._base.get(MOVED))
+    return isinstance(claim, list) and now - claim[1] < KNOWN_FOR
 
 
 def _note_gone(key: str, pending: Pending) -> None:

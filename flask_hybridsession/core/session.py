@@ -16,7 +16,7 @@ from .cookies import Action
 from .edits import GROUND, NO_EDITS, Edits, Pending, encode_named, is_number
 from .errors import CodecError, ConfigError, ProviderUnavailable
 from .lifetime import BROWSER, UNLIMITED, Lifetime, Terms, parse_lifetime, terms
-from .names import ASIDE, EPOCH, HIDDEN, LIFETIME, LOGIN, OWNER, PERMANENT
+from .names import ASIDE, CLEARED, HIDDEN, LIFETIME, LOGIN, MOVED, OWNER, PERMANENT
 
 if TYPE_CHECKING:
     from .manager import Manager
@@ -590,7 +590,7 @@ class Session(MutableMapping[str, Any]):
         if wiped:
             self._manager.note_late_write(None)
         for name in (*puts, *drops):
-            if name != EPOCH:
+            if name != CLEARED:
                 self._manager.note_late_write(name)
 
     def _note_late_write(self, name: str | None) -> None:
@@ -603,13 +603,13 @@ class Session(MutableMapping[str, Any]):
             self._live, self._base, self._manager.merges, self._record is not None
         )
 
-    def _ground(self) -> dict[str, bytes | None]:
+    def _ground(self, *names: str) -> dict[str, bytes | None]:
         """What must still be there for any change to be stored."""
-        return {name: self._base.get(name) for name in GROUND}
+        return {name: self._base.get(name) for name in names or GROUND}
 
-    def _is_cleared(self, current: Record) -> bool:
-        """Another request forgot everything, or gave a new sid: what this one knows is over."""
-        return current.values.get(EPOCH) != self._base.get(EPOCH)
+    def _is_over(self, current: Record) -> bool:
+        """Another request forgot everything, or gave a new sid: what this one knows is the past."""
+        return any(current.values.get(name) != self._base.get(name) for name in (CLEARED, MOVED))
 
     def _merge(self, pending: Pending, current: Record, mine: Mapping[str, Any]) -> Pending:
         pending, anew = self._edits.merge(pending, current, mine, self._base, self._manager.merges)

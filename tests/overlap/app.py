@@ -175,7 +175,7 @@ def unseen() -> Any:
 
 @views.get("/begin")
 def begin() -> Any:
-    """The one session that there is from now on, of a user."""
+    """The one session that there is from now on, of a user if it is not to be anonymous."""
     if isinstance(sessions().provider, Lists):
         sessions().destroy_all()
     session.update({"kept": "old", "slow's": "old", "fast's": "old", "count": 0})
@@ -183,7 +183,8 @@ def begin() -> Any:
     session.permanent = "permanent" in request.args
     if "seconds" in request.args:
         last(float(request.args["seconds"]))
-    log_in("user")
+    if "anonymous" not in request.args:
+        log_in("user")
     return {}
 
 

@@ -105,7 +105,7 @@ MOST = {
     "count": 2,
     "flash": 2,
     "regenerate": 3,
-    "login": 3,
+    "login": 4,
     "destroy": 2,
     "logout": 2,
 }

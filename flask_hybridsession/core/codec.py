@@ -1,4 +1,7 @@
-"""One value <-> bytes: every type comes back as it went in, and nothing is ever pickled.
+"""One value <-> bytes: plain types come back as they went in, and nothing is ever pickled.
+
+What else Flask's cookie takes comes back as the plain value that ``plain`` makes of it: an
+OrderedDict as a dict, a namedtuple as a tuple, a StrEnum as a str, a dataclass as a dict.
 
 MessagePack through ``ormsgpack``; what MessagePack cannot tell apart travels as an extension type.
 Sets are written in a fixed order, so equal values give equal bytes: that is how a session finds
@@ -9,6 +12,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable
+from contextlib import suppress
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -19,14 +23,10 @@ import ormsgpack
 from markupsafe import Markup
 
 from .errors import CodecError
+from .plain import ATOMS, DEEPEST, TOO_DEEP, plain, refusal
 
 #: Values of these types cannot change in place. A tuple is not one: it may hold a list.
-IMMUTABLE = frozenset(
-    {
-        *(str, bytes, int, float, bool, type(None), complex, frozenset, Markup),
-        *(dt.datetime, dt.date, dt.time, dt.timedelta, Decimal, Fraction, UUID),
-    }
-)
+IMMUTABLE = ATOMS | {frozenset}
 
 _OPTIONS = (
     ormsgpack.OPT_PASSTHROUGH_BIG_INT
@@ -42,19 +42,16 @@ _packb = ormsgpack.packb
 _unpackb = ormsgpack.unpackb
 _Ext = ormsgpack.Ext
 
-#: How deep lists and dicts may be nested.
-DEEPEST = 100
-_TOO_DEEP = "cannot be stored: it is nested too deeply, or contains itself"
-_PLAIN = frozenset({str, bytes, int, float, bool, type(None), bytearray, memoryview})
+_PLAIN = frozenset({str, bytes, int, float, bool, type(None)})
 
 
 def encode(value: Any) -> bytes:
-    """The bytes of a value. Raises ``CodecError`` for a type that would not come back as it is."""
+    """The bytes of a value. Raises ``CodecError`` for what has no plain value."""
     try:
         packed = _pack(value)
     except ormsgpack.MsgpackEncodeError:
-        # It does not say why: a dict whose keys are not text, or a value to be refused.
-        packed = _pack_lowered(_lower(value))
+        # It does not say why: a dict whose keys are not text, or a type that is not plain.
+        return _pack_lowered(_lowered(value))
     if _maybe_bytes(packed):
         _refuse_buffers(value)
     return packed
@@ -78,14 +75,21 @@ def _pack_lowered(value: Any) -> bytes:
     try:
         return _packb(value, _extend, _OPTIONS)
     except ormsgpack.MsgpackEncodeError:
-        raise CodecError(_TOO_DEEP) from None
+        raise CodecError(TOO_DEEP) from None
+
+
+def _lowered(value: Any) -> Any:
+    # Most often it is plain: to find that out by making it so would take twice as long.
+    with suppress(CodecError):
+        return _lower(value)
+    return _lower(plain(value))
 
 
 def _lower(value: Any, depth: int = 0) -> Any:
     """The slow way: each part that ``ormsgpack`` has no words for becomes an extension."""
     kind = type(value)
     if depth > DEEPEST:
-        raise CodecError(_TOO_DEEP)
+        raise CodecError(TOO_DEEP)
     if kind is dict:
         if all(type(key) is str and _is_unicode(key) for key in value):
             return {key: _lower(item, depth + 1) for key, item in value.items()}
@@ -102,8 +106,7 @@ def _lower(value: Any, depth: int = 0) -> Any:
         return _Ext(_SURROGATES, value.encode("utf-8", "surrogatepass"))
     if kind in _PLAIN and not (kind is int and value.bit_length() > 63):
         return value
-    stand_in = _extend(value)
-    return stand_in if type(stand_in) is _Ext else _lower(stand_in, depth)
+    return _extend(value)
 
 
 def _is_unicode(text: str) -> bool:
@@ -122,7 +125,7 @@ def _refuse_buffers(value: Any) -> None:
     """``ormsgpack`` writes a bytearray as bytes; it would come back as another type."""
     kind = type(value)
     if kind is bytearray or kind is memoryview:
-        raise _refusal(value)
+        raise refusal(value)
     if kind is dict:
         for key, item in value.items():
             _refuse_buffers(key)
@@ -130,14 +133,6 @@ def _refuse_buffers(value: Any) -> None:
     elif kind in (list, tuple, set, frozenset):
         for item in value:
             _refuse_buffers(item)
-
-
-def _refusal(value: object) -> CodecError:
-    kind = type(value)
-    return CodecError(
-        f"holds a {kind.__module__}.{kind.__qualname__}, which cannot be stored: "
-        "store a plain value instead, such as its id, a str or a dict"
-    )
 
 
 # What travels as an extension type: a number each, never to be given to another type.
@@ -248,16 +243,14 @@ _RESTORERS: dict[int, Callable[[bytes], Any]] = {
 }
 
 
-def _extend(value: Any) -> Any:
+def _extend(value: Any) -> ormsgpack.Ext:
     """What ``ormsgpack`` asks for a type that it has no words for."""
     kind = type(value)
     found = _EXTENSIONS.get(kind) or _stand_in(kind)
-    if found is not None:
-        tag, pack = found
-        return _Ext(tag, pack(value))
-    if not issubclass(kind, str) and callable(getattr(value, "casefold", None)):
-        return str(value)  # a lazy string, as translations are
-    raise _refusal(value)
+    if found is None:
+        raise refusal(value)
+    tag, pack = found
+    return _Ext(tag, pack(value))
 
 
 def _stand_in(kind: type) -> tuple[int, Callable[[Any], bytes]] | None:

@@ -89,8 +89,7 @@ class Session(MutableMapping[str, Any]):
         return value
 
     def __setitem__(self, name: str, value: Any) -> None:
-        self._check_name(name)
-        self._put(name, value)
+        self._put(self._checked_name(name), value)
 
     def __delitem__(self, name: str) -> None:
         if name not in self:
@@ -148,7 +147,7 @@ class Session(MutableMapping[str, Any]):
 
         Raises ``TypeError`` when the value is no number.
         """
-        self._check_name(name)
+        name = self._checked_name(name)
         value = self.get(name, 0)
         if not is_number(value):
             raise TypeError(f"session[{name!r}] is no number: it holds a {type(value).__name__}")
@@ -537,9 +536,10 @@ class Session(MutableMapping[str, Any]):
         raw = self._raw
         return [*raw, *(name for name in self._live if name not in raw)]
 
-    def _check_name(self, name: str) -> None:
+    def _checked_name(self, name: str) -> str:
         if not isinstance(name, str):
             raise CodecError(f"cannot be stored: names are text, not {type(name).__name__}", name)
+        name = str.__str__(name)  # of a StrEnum its text
         if name.startswith(HIDDEN):
             raise CodecError(f"cannot be stored: names with {HIDDEN} are reserved", name)
         if not name.isascii():
@@ -547,6 +547,7 @@ class Session(MutableMapping[str, Any]):
                 name.encode()
             except UnicodeEncodeError:
                 raise CodecError("cannot be stored: its name is not valid Unicode", name) from None
+        return name
 
     def _put(self, name: str, value: Any) -> None:
         if not self._loaded:

@@ -8,7 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections import OrderedDict, UserDict, defaultdict, namedtuple
+from collections import ChainMap, Counter, OrderedDict, UserDict, defaultdict, deque, namedtuple
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
@@ -21,10 +21,12 @@ from freezegun import freeze_time
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markupsafe import Markup
+from werkzeug.datastructures import CombinedMultiDict, ImmutableMultiDict, MultiDict
 from werkzeug.local import LocalProxy
 
 from flask_hybridsession.core.codec import IMMUTABLE, decode, encode
 from flask_hybridsession.core.errors import CodecError
+from tests.same import same
 
 UTC = dt.timezone.utc
 PARIS = ZoneInfo("Europe/Paris")
@@ -54,25 +56,6 @@ PLAIN: list[Any] = [
     *(Markup(""), Markup("<b>é</b>"), Markup("\ud800")),
     *([], (), set(), frozenset(), {}),
 ]
-
-
-def same(a: Any, b: Any) -> bool:
-    """Of one type and one value, all the way down. Unlike ``==``: -0.0, nan, 1 == True, fold."""
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    if isinstance(a, dict):
-        return same([*a], [*b]) and all(same(a[x], b[y]) for x, y in zip(a, b, strict=True))
-    if isinstance(a, set | frozenset):
-        return len(a) == len(b) and all(any(same(x, y) for y in b) for x in a)
-    if isinstance(a, dt.datetime | dt.time):
-        return (
-            a.replace(tzinfo=None) == b.replace(tzinfo=None)
-            and a.fold == b.fold
-            and a.tzinfo == b.tzinfo
-        )
-    return repr(a) == repr(b) if not isinstance(a, int) else bool(a == b)
 
 
 def hashable(value: Any) -> bool:
@@ -204,20 +187,24 @@ def test_lazy_strings_are_stored_as_their_text(make: Callable[[Any], Any], text:
         assert same(decode(encode(whole)), stored)
 
 
-class Color(enum.Enum):
-    RED = "red"
+# -- what becomes plain -------------------------------------------------------------------------
 
 
 class Number(enum.IntEnum):
     ONE = 1
 
 
+class Bits(enum.IntFlag):
+    A = 1
+    B = 2
+
+
 class Word(str, enum.Enum):
     HELLO = "hello"
 
 
-class Flag(enum.Flag):
-    UP = 1
+class Day(dt.date, enum.Enum):
+    FIRST = (2026, 1, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,49 +212,271 @@ class Point:
     x: int = 1
 
 
+@dataclasses.dataclass
+class Line:
+    points: list[Point]
+    name: Any = None
+
+
 Pair = namedtuple("Pair", "a b")
-
-
-class Text(str):
-    __slots__ = ()
-
-
-class Whole(int):
-    pass
-
-
-class Bytes(bytes):
-    pass
 
 
 class List(list[Any]):
     pass
 
 
-class Moment(dt.datetime):
+class Items(set[Any]):
     pass
+
+
+class FrozenItems(frozenset[Any]):
+    pass
+
+
+class Text(str):
+    __slots__ = ()
 
 
 class Safe(Markup):
     __slots__ = ()
 
 
+class Page:
+    def __html__(self) -> str:
+        return "<p>"
+
+
+class TextOfAPage(Page, str):
+    """What has an ``__html__`` is Markup, except a dict, a tuple, a list and bytes."""
+
+
+class NumberOfAPage(Page, int):
+    pass
+
+
+class SetOfAPage(Page, set[Any]):
+    pass
+
+
+class DictOfAPage(Page, dict[Any, Any]):
+    pass
+
+
+class TupleOfAPage(Page, tuple[Any, ...]):
+    pass
+
+
+class BytesOfAPage(Page, bytes):
+    pass
+
+
+def misleading(base: Any) -> Any:
+    """A subclass of ``base`` that overrides all that can be overridden, and answers nothing."""
+
+    def answer(self: Any, *args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("what a subclass overrides is not asked")
+
+    needed = {"__new__", "__init__", "__class__", "__getattribute__", "__setattr__", "__ne__"}
+    of_classes = {"__init_subclass__", "__subclasshook__", "__dict__", "__doc__", "__module__"}
+    own = {"int", "is_safe", "_numerator", "_denominator"} if base in (UUID, Fraction) else set()
+    names = set(dir(base)) - needed - of_classes - own - {"__hash__", "__eq__", "__slots__"}
+    space = {name: answer if callable(getattr(base, name)) else property(answer) for name in names}
+    return type(f"Misleading{base.__name__}", (base,), space)
+
+
+SCALARS: list[tuple[type, tuple[Any, ...]]] = [
+    *((str, ("text",)), (str, ("\ud800",)), (int, (7,)), (int, (2**80,)), (float, (-0.0,))),
+    *((float, (math.nan,)), (bytes, (b"\xc4",)), (complex, (-0.0, math.inf))),
+    *((Decimal, ("1.10",)), (Decimal, ("sNaN12",)), (Fraction, (1, 3)), (UUID, ("0" * 31 + "7",))),
+    *((dt.date, (2026, 1, 2)), (dt.timedelta, (-1, 5, 7))),
+    (dt.datetime, (2026, 1, 2, 3, 4, 5, 678901, UTC)),
+    (dt.time, (1, 2, 3, 4, ODD_ZONE)),
+]
+
+
+class Folded(dt.datetime):
+    pass
+
+
+#: What goes in, and the plain value that comes back.
+BECOMES: list[tuple[Any, Any]] = [
+    *((OrderedDict(b=1, a=2), {"b": 1, "a": 2}), (defaultdict(int, a=1), {"a": 1})),
+    *(
+        (Counter("abb"), {"a": 1, "b": 2}),
+        (Pair(1, [2]), (1, [2])),
+        (List([1, Pair(1, 2)]), [1, (1, 2)]),
+    ),
+    *((OrderedDict({1: OrderedDict(a=b"x")}), {1: {"a": b"x"}}), ({Text("a"): 1}, {"a": 1})),
+    (MultiDict([("a", "1"), ("a", "2"), ("b", "3")]), {"a": "1", "b": "3"}),
+    (ImmutableMultiDict([("a", "1"), ("a", "2")]), {"a": "1"}),
+    (
+        CombinedMultiDict([MultiDict({"a": "1"}), MultiDict({"a": "2", "b": "3"})]),
+        {"a": "1", "b": "3"},
+    ),
+    *((Items({1, Text("a")}), {1, "a"}), (FrozenItems({Pair(1, 2)}), frozenset({(1, 2)}))),
+    *(
+        (Number.ONE, 1),
+        (Bits.A | Bits.B, 3),
+        (Word.HELLO, "hello"),
+        (Day.FIRST, dt.date(2026, 1, 1)),
+    ),
+    *(
+        (Point(), {"x": 1}),
+        (Line([Point(2)], Pair(1, {3})), {"points": [{"x": 2}], "name": (1, {3})}),
+    ),
+    *((Safe("<b>"), Markup("<b>")), (Page(), Markup("<p>")), (TextOfAPage("x"), Markup("<p>"))),
+    *((NumberOfAPage(1), Markup("<p>")), (SetOfAPage({1}), Markup("<p>"))),
+    *((DictOfAPage(a=1), {"a": 1}), (TupleOfAPage([1]), (1,)), (BytesOfAPage(b"x"), b"x")),
+    *((LocalProxy(lambda: {"a": (1,)}), {"a": (1,)}), (LocalProxy(lambda: [Pair(1, 2)]), [(1, 2)])),
+    *((LocalProxy(lambda: Pair(1, 2)), (1, 2)), (LocalProxy(lambda: UUID(int=7)), UUID(int=7))),
+    *(
+        (LocalProxy(lambda: SHIFT), SHIFT),
+        (LocalProxy(Point), {"x": 1}),
+        (LocalProxy(Page), Markup("<p>")),
+    ),
+    (Folded(2026, 10, 25, 2, 30, tzinfo=PARIS, fold=1), SHIFT.replace(fold=1)),
+    *((misleading(base)(*args), base(*args)) for base, args in SCALARS),
+]
+
+
+@pytest.mark.parametrize("wrapping", [*WRAPPINGS, *HASHABLE_WRAPPINGS])
+@pytest.mark.parametrize(
+    ("value", "becomes"),
+    BECOMES,
+    ids=[f"{n} {type(v).__name__}" for n, (v, _) in enumerate(BECOMES)],
+)
+def test_what_is_not_plain_is_stored_as_what_is(value: Any, becomes: Any, wrapping: str) -> None:
+    if wrapping in HASHABLE_WRAPPINGS and not (hashable(value) and hashable(becomes)):
+        return
+    wrap = {**WRAPPINGS, **HASHABLE_WRAPPINGS}[wrapping]
+    data = encode(wrap(value))
+    assert data == encode(wrap(becomes)), "the stored value must not look changed"
+    assert same(decode(data), wrap(becomes))
+
+
+def disguised(value: Any) -> Any:
+    """As subclasses, all the way down."""
+    kind = type(value)
+    if kind is dict:
+        pairs = [(disguised(key), disguised(item)) for key, item in value.items()]
+        return OrderedDict(pairs)
+    if kind in (list, tuple, set, frozenset):
+        return DISGUISES[kind](map(disguised, value))
+    if kind is Decimal or kind not in DISGUISES:
+        return DISGUISES.get(kind, lambda same: same)(value)
+    if kind in (dt.datetime, dt.time, dt.date):
+        state = value.__reduce_ex__(4)[1]
+        return DISGUISES[kind](*state)
+    if kind is dt.timedelta:
+        return DISGUISES[kind](value.days, value.seconds, value.microseconds)
+    return DISGUISES[kind](int=value.int) if kind is UUID else DISGUISES[kind](value)
+
+
+DISGUISES: dict[type, Any] = {
+    base: type(f"{base.__name__.title()}Disguise", (base,), {})
+    for base in (
+        *(list, tuple, set, frozenset, str, int, float, complex, bytes, Decimal, Fraction, UUID),
+        *(dt.datetime, dt.date, dt.time, dt.timedelta, Markup),
+    )
+}
+
+
+@settings(max_examples=100, deadline=None)
+@given(values)
+def test_any_subclasses_give_the_bytes_of_the_plain_value(value: Any) -> None:
+    assert encode(disguised(value)) == encode(value)
+
+
+class Strange(str):
+    """Equal to nothing but itself, as no plain text is."""
+
+    __slots__ = ()
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {Strange("a"): 1, "a": 2},
+        {Strange("a"): 1, Strange("a"): 2},
+        {"k": OrderedDict({1: 1, (Strange("a"),): 2, ("a",): 3})},
+        {Strange("a"), "a"},
+        [frozenset({(Strange("a"),), ("a",)})],
+    ],
+    ids=range(5),
+)
+def test_nothing_is_lost_where_two_become_one(value: Any) -> None:
+    with pytest.raises(CodecError, match="would come back as one"):
+        encode(value)
+
+
+class HashableList(list[Any]):
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{Point(): 1}, {Point()}, {(1, Point()): 1}, [frozenset({HashableList([1])})]],
+    ids=range(4),
+)
+def test_a_key_that_would_come_back_as_no_key_is_refused(value: Any) -> None:
+    with pytest.raises(CodecError, match="would come back as a dict, list or set"):
+        encode(value)
+
+
+def test_a_date_that_is_no_date_is_refused() -> None:
+    class NaT(dt.datetime):
+        """As pandas has it: not equal to itself."""
+
+        def __eq__(self, other: object) -> bool:
+            return False
+
+        def __ne__(self, other: object) -> bool:
+            return True
+
+        __hash__ = dt.datetime.__hash__
+
+    with pytest.raises(CodecError, match="NaT"):
+        encode([NaT(1, 1, 1)])
+
+
+# -- what is refused ----------------------------------------------------------------------------
+
+
+class Color(enum.Enum):
+    RED = "red"
+
+
+class Flag(enum.Flag):
+    UP = 1
+
+
 class Anything:
     pass
 
 
+class Buffer(bytearray):
+    pass
+
+
 REFUSED: list[Any] = [
-    *(Color.RED, Number.ONE, Word.HELLO, Flag.UP, Point(), Pair(1, 2)),
-    *(OrderedDict(a=1), defaultdict(int, a=1), UserDict(a=1)),
-    *(Text("x"), Whole(1), Bytes(b"x"), List([1]), Moment(2026, 1, 1), Safe("x")),
-    *(bytearray(b"x"), memoryview(b"x"), Anything(), Anything, len, range(3), iter([])),
-    *({}.keys(), {}.items(), object(), ..., NotImplemented, ValueError("x")),
+    *(Color.RED, Flag.UP, Color, Point, Page, Markup, UserDict(a=1), deque([1]), ChainMap({})),
+    *(bytearray(b"x"), memoryview(b"x"), Buffer(b"x"), Anything(), Anything, len, range(3)),
+    *(iter([]), {}.keys(), {}.items(), object(), ..., NotImplemented, ValueError("x")),
 ]
 
 
 @pytest.mark.parametrize("value", REFUSED, ids=lambda v: type(v).__name__)
 def test_other_classes_are_refused(value: Any) -> None:
     wholes = [value, [value], (value,), {"a": [value]}, {"a": ({1: value},)}, [{2: [(value,)]}]]
+    wholes += [
+        OrderedDict(a=value),
+        MultiDict({"a": value}),
+        Pair(1, value),
+        Line([], {"a": value}),
+    ]
+    wholes += [{"a": b"x", "b": [List([value])]}, LocalProxy(lambda: value)]
     if hashable(value):
         wholes += [{value}, frozenset([value]), [frozenset([(value,)])], {value: 1}, {(value,): 1}]
     for whole in wholes:
@@ -276,6 +485,12 @@ def test_other_classes_are_refused(value: Any) -> None:
         message = str(caught.value)
         assert f"{type(value).__module__}.{type(value).__qualname__}" in message
         assert "store a plain value" in message
+
+
+@pytest.mark.parametrize("value", [Color.RED, Flag.UP])
+def test_the_error_says_what_to_store_for_an_enum(value: Any) -> None:
+    with pytest.raises(CodecError, match=r"such as its \.value or its \.name$"):
+        encode(value)
 
 
 def test_the_error_holds_no_value() -> None:
@@ -303,10 +518,16 @@ def containing_itself() -> list[Any]:
     pair[0].append(pair)
     mixed: list[Any] = [b"x", {1: ()}]
     mixed.append({"a": (mixed,)})
-    return [line, names, numbers, pair, mixed]
+    ordered: dict[str, Any] = OrderedDict()
+    ordered["me"] = [ordered]
+    fields = Line([])
+    fields.name = (fields,)
+    proxied: list[Any] = []
+    proxied.append(LocalProxy(lambda: proxied))
+    return [line, names, numbers, pair, mixed, ordered, fields, proxied]
 
 
-@pytest.mark.parametrize("value", containing_itself(), ids=range(5))
+@pytest.mark.parametrize("value", containing_itself(), ids=range(8))
 def test_what_contains_itself_is_refused(value: Any) -> None:
     with pytest.raises(CodecError, match="contains itself"):
         encode(value)
@@ -322,8 +543,10 @@ def test_what_contains_itself_is_refused(value: Any) -> None:
         lambda v: {1: v},
         lambda v: frozenset([v]),
         lambda v: [({"a": v},)],
+        lambda v: OrderedDict(a=v),
+        lambda v: Pair(v, 1),
     ],
-    ids=["list", "tuple", "dict", "int keys", "frozenset", "mixed"],
+    ids=["list", "tuple", "dict", "int keys", "frozenset", "mixed", "OrderedDict", "namedtuple"],
 )
 def test_deep_nesting_comes_back_or_is_refused(around: Callable[[Any], Any], core: Any) -> None:
     value = core
@@ -340,7 +563,7 @@ def test_deep_nesting_comes_back_or_is_refused(around: Callable[[Any], Any], cor
         again = decode(data)
         kept = depth
         while isinstance(again, list | tuple | dict | frozenset):
-            (again,) = again.values() if isinstance(again, dict) else again
+            again, *_ = again.values() if isinstance(again, dict) else again
         assert again == core
     assert kept >= 30
 
@@ -508,3 +731,37 @@ def test_real_datetimes_while_the_clock_is_frozen() -> None:
     with freeze_time("2030-01-01"):
         data = encode(real)
     assert same(decode(data), real)
+
+
+def test_what_a_frozen_clock_leaves_behind() -> None:
+    with freeze_time("2026-03-04 05:06:07.000008"):
+        left = [dt.datetime.now(), dt.date.today(), {dt.datetime.now(UTC): (dt.date.today(),)}]
+        at_once = encode(left)
+    moment, day = dt.datetime(2026, 3, 4, 5, 6, 7, 8), dt.date(2026, 3, 4)
+    assert encode(left) == at_once
+    assert same(decode(at_once), [moment, day, {moment.replace(tzinfo=UTC): (day,)}])
+
+
+def test_subclasses_while_the_clock_is_frozen() -> None:
+    moment, day = Folded(2026, 1, 2, tzinfo=UTC), DISGUISES[dt.date](2026, 1, 2)
+    with freeze_time("2030-01-01"):
+        data = encode([moment, {day}])
+    assert same(decode(data), [dt.datetime(2026, 1, 2, tzinfo=UTC), {dt.date(2026, 1, 2)}])
+
+
+FROZEN_FIRST = """
+import datetime as dt
+from freezegun import freeze_time
+with freeze_time("2026-03-04 05:06:07"):
+    from flask_hybridsession.core.codec import decode, encode
+    class Moment(dt.datetime): pass
+    left = [dt.datetime.now(), dt.date.today()]
+for value in (left, [dt.datetime(2026, 3, 4, 5, 6, 7), dt.date(2026, 3, 4)]):
+    again = decode(encode(value))
+    assert again == value
+    assert [type(part) for part in again] == [dt.datetime, dt.date]
+"""
+
+
+def test_the_codec_may_be_imported_while_the_clock_is_frozen() -> None:
+    subprocess.run([sys.executable, "-c", FROZEN_FIRST], check=True)

@@ -10,21 +10,16 @@ import dataclasses
 import datetime as dt
 import enum
 import re
-import sqlite3
 from collections import ChainMap, Counter, OrderedDict, UserDict, defaultdict, deque, namedtuple
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from decimal import Decimal
 from fractions import Fraction
-from pathlib import Path
-from sys import maxsize
 from typing import Any, NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
-from cachelib import FileSystemCache, SimpleCache
 from flask import Flask, request, session
 from flask.testing import FlaskClient
 from markupsafe import Markup
@@ -32,16 +27,8 @@ from werkzeug.local import LocalProxy
 
 from flask_hybridsession import CodecError, HybridSession
 from flask_hybridsession.core.provider import Provider
-from flask_hybridsession.providers.cachelib import CachelibProvider
-from flask_hybridsession.providers.functions import FunctionsProvider
-from flask_hybridsession.providers.hybrid import HybridProvider
-from flask_hybridsession.providers.memory import MemoryProvider
-from flask_hybridsession.providers.redis import RedisProvider
-from flask_hybridsession.providers.tiered import TieredProvider
-from tests.providers.redis.tools import BUDGET, new_prefix
-from tests.providers.sql.databases import emptied
+from tests.everywhere import KINDS, made
 from tests.same import same
-from tests.servers import Server, mariadb_url, postgresql_url
 
 # -- the values ----------------------------------------------------------------------------------
 
@@ -419,56 +406,12 @@ class Visitor:
         return self.do(lambda: (session["alone"], session["within"]))
 
 
-def functions(path: Path) -> FunctionsProvider:
-    def run(sql: str, *values: Any) -> list[Any]:
-        with closing(sqlite3.connect(path, 60)) as db, db:
-            db.execute("PRAGMA synchronous = OFF")
-            return db.execute(sql, values).fetchall()
-
-    def load(key: str) -> bytes | None:
-        rows = run("SELECT data FROM sessions WHERE key = ?", key)
-        return rows[0][0] if rows else None
-
-    def save(key: str, data: bytes, deadline: float | None, user_id: object) -> None:
-        run("REPLACE INTO sessions VALUES (?, ?)", key, data)
-
-    run("CREATE TABLE sessions (key TEXT PRIMARY KEY, data BLOB)")
-    return FunctionsProvider(load, save)
-
-
-def server_of(request: pytest.FixtureRequest, name: str) -> Server:
-    server: Server = request.getfixturevalue(f"{name}_server")
-    return server
-
-
-def redis(request: pytest.FixtureRequest, path: Path) -> RedisProvider:
-    address = server_of(request, "redis").address
-    return RedisProvider(f"redis://{address}/3", new_prefix(), budget=BUDGET)
-
-
-PROVIDERS: dict[str, Callable[[pytest.FixtureRequest, Path], Provider]] = {
-    "memory": lambda request, path: MemoryProvider(),
-    "hybrid": lambda request, path: HybridProvider(path, durability="never"),
-    "cachelib, SimpleCache": lambda request, path: CachelibProvider(SimpleCache(threshold=maxsize)),
-    "cachelib, FileSystemCache": lambda request, path: CachelibProvider(
-        FileSystemCache(str(path), threshold=0)
-    ),
-    "functions": lambda request, path: functions(path / "app.db"),
-    "sql, SQLite": lambda request, path: emptied(f"sqlite:///{path}/sessions.db"),
-    "sql, PostgreSQL": lambda request, path: emptied(
-        postgresql_url(server_of(request, "postgresql"))
-    ),
-    "sql, MariaDB": lambda request, path: emptied(mariadb_url(server_of(request, "mariadb"))),
-    "redis": redis,
-    "tiered": lambda request, path: TieredProvider(HybridProvider(path), MemoryProvider()),
-}
-
-
-@pytest.fixture(params=PROVIDERS, scope="module")
+@pytest.fixture(params=KINDS, scope="module")
 def visitor(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Visitor]:
-    visitor = Visitor(PROVIDERS[request.param](request, tmp_path_factory.mktemp("values")))
+    folder = tmp_path_factory.mktemp("values")
+    visitor = Visitor(made(request.param, folder, request.getfixturevalue))
     yield visitor
     assert visitor.sessions is not None
     visitor.sessions.close()

@@ -3,10 +3,10 @@
 import os
 import secrets
 
-from flask import Flask, abort, flash, redirect, render_template, request, session
+from flask import Flask, abort, flash, redirect, render_template, request
 from werkzeug.wrappers import Response
 
-from flask_hybridsession import HybridSession
+from flask_hybridsession import HybridSession, session
 
 GOODS = {  # name, price, colour
     "tea": ("Assam tea", 4.20, "#b5652b"),

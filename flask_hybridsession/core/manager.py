@@ -188,12 +188,25 @@ class Manager:
         what = "the session was cleared" if name is None else f"session[{name!r}] was changed"
         log.error("%s after the response had started and is not saved: call session.commit()", what)
 
-    def save(self, session: Session) -> None:
+    def save(self, session: Session) -> bool:
         """Store what a request changed. ``session._cookie`` says what its response must do.
 
-        Raises ``CodecError`` before anything is written, ``ProviderUnavailable``.
+        False: something was to be stored, and was not. Raises ``CodecError`` before anything is
+        written, ``ProviderUnavailable``.
         """
-        save(self, session)
+        return save(self, session)
+
+    def refresh(self, session: Session) -> bool:
+        """See ``Session.refresh``."""
+        if not session.commit() or session._record is None:
+            return False
+        record = self.load(session._record.key)
+        if record is None:
+            session._end_unasked()
+            return False
+        session._live = {}
+        session._settle(record)
+        return True
 
     # -- ending ---------------------------------------------------------------------------------
 
@@ -338,17 +351,8 @@ class Manager:
                 raise ProviderUnavailable(
                     f"another request has held the session for more than {timeout} seconds"
                 ) from None
-            self._refresh(session)
+            session.refresh()
             try:
                 yield session
             finally:  # what is left for the end of the request would overwrite the next holder's
                 session.commit()
-
-    def _refresh(self, session: Session) -> None:
-        if session._record is None:
-            return
-        record = self.load(session._record.key)
-        if record is None:  # ended: what comes now is not saved
-            record = session._record._replace(values={}, user=None)
-        session._live = {}
-        session._settle(record)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from enum import Enum
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -40,36 +39,37 @@ KNOWN_FOR = 15.0
 MOST_TRIES = 1000
 
 
-def save(manager: Manager, session: Session) -> None:
+def save(manager: Manager, session: Session) -> bool:
     """Store what a request changed. ``session._cookie`` says what its response must do.
 
-    Raises ``CodecError`` before anything is written, ``ProviderUnavailable``.
+    False: something was to be stored, and was not. Raises ``CodecError`` before anything is
+    written, ``ProviderUnavailable``.
     """
     if session._ephemeral:
-        return
+        return False
     if session._saved is not None:
         session._catch_up()
     elif not session._loaded and not _refreshes_unseen(manager, session):
-        return
+        return True
     pending = session._pending() if session._modified is not False else NOTHING
     if pending.puts and session._notice_nested(pending):
         pending = session._pending()
     record = session._record
     if record is None:
-        _save_new(manager, session, pending)
-    elif (
+        return _save_new(manager, session, pending)
+    if (
         pending is NOTHING
         and session._next_sid is None
         and not session._forced
         # Touched so recently that no lifetime asks for more.
         and clock.now() - record.touched < manager._default_terms()[1]
     ):
-        return
-    elif pending.wipe and session._is_empty():
+        return True
+    if pending.wipe and session._is_empty():
         session.destroy()
         session._cookie = Action.DELETE
-    else:
-        _save_stored(manager, session, record, pending)
+        return True
+    return _save_stored(manager, session, record, pending)
 
 
 def _refreshes_unseen(manager: Manager, session: Session) -> bool:
@@ -80,19 +80,20 @@ def _refreshes_unseen(manager: Manager, session: Session) -> bool:
     return session._record is not None and session._terms().span > 0
 
 
-def _save_new(manager: Manager, session: Session, pending: Pending) -> None:
+def _save_new(manager: Manager, session: Session, pending: Pending) -> bool:
     if session._successor is not None and not session._logs_in:
         if pending:
             _note_gone(session._successor.key, pending)
-        return
+        return not pending
     if session._is_empty() or session._modified is False:
         if session._ended or (session._modified and session._presented):
             session._cookie = Action.DELETE
-        return
+        return True
     if session._cannot_send_cookies():
         log.error("a new session cannot be saved: no cookie can be sent any more")
-        return
+        return False
     _create(manager, session, pending.puts)
+    return True
 
 
 def _create(manager: Manager, session: Session, puts: Mapping[str, bytes]) -> None:
@@ -120,17 +121,17 @@ def _create(manager: Manager, session: Session, puts: Mapping[str, bytes]) -> No
     _end_others(manager, binding, session)
 
 
-def _save_stored(manager: Manager, session: Session, record: Record, pending: Pending) -> None:
+def _save_stored(manager: Manager, session: Session, record: Record, pending: Pending) -> bool:
     binding, renaming = session._binding, session._next_sid is not None
     now = clock.now()
     limits = session._terms()
     other_terms = session._deadline_changes()
     changed = bool(pending) or renaming or other_terms or session._forced
     if not (changed or _touch_is_due(manager, record, limits, now)):
-        return
+        return True
     if renaming and session._cannot_send_cookies():
         log.error("no cookie can be sent any more, so no new sid: nothing is saved")
-        return
+        return False
     manager.settle(record.key)
     renew = (
         other_terms
@@ -143,22 +144,18 @@ def _save_stored(manager: Manager, session: Session, record: Record, pending: Pe
     if renaming:
         renamed = _rename(manager, session, record, pending, now)
         if renamed is None:
-            if session._logs_in:
-                _start_afresh(manager, session)
-            return
+            return _start_afresh(manager, session)
         record = renamed
         pending = pending._replace(puts={**pending.puts, MOVED: encode(record.key)})
-    outcome = _commit(manager, session, record, pending, limits, now)
-    if outcome is Outcome.STORED:
-        if renew:
-            session._cookie = Action.SEND
-        _end_others(manager, binding, session)
-        if emptied:
-            _end_if_empty(manager, session, pending)
-    elif outcome is Outcome.GONE:  # perhaps between the new id and the commit
-        session._cookie = Action.LEAVE
-        if session._logs_in and not session._cannot_send_cookies():
-            _start_afresh(manager, session)
+    if not _commit(manager, session, record, pending, limits, now):
+        session._cookie = Action.LEAVE  # perhaps between the new id and the commit
+        return _start_afresh(manager, session)
+    if renew:
+        session._cookie = Action.SEND
+    _end_others(manager, binding, session)
+    if emptied:
+        _end_if_empty(manager, session, pending)
+    return True
 
 
 def _touch_is_due(manager: Manager, record: Record, limits: Terms, now: float) -> bool:
@@ -185,13 +182,6 @@ def _refreshes(manager: Manager) -> bool:
     return bool(manager.config["SESSION_REFRESH_EACH_REQUEST"])
 
 
-class Outcome(Enum):
-    """What became of a commit."""
-
-    STORED = "stored"
-    GONE = "the session ended meanwhile, was cleared or has another id: nothing may come back"
-
-
 def _commit(
     manager: Manager,
     session: Session,
@@ -199,8 +189,11 @@ def _commit(
     pending: Pending,
     limits: Terms,
     now: float,
-) -> Outcome:
-    """Commit; merge and try again while other requests are faster."""
+) -> bool:
+    """Commit; merge and try again while other requests are faster.
+
+    False: the session ended meanwhile, was cleared or has another id. Nothing may come back.
+    """
     binding = session._binding
     user: Any = binding.user if binding is not None else (None if pending.wipe else ...)
     deadline = limits.deadline(now)
@@ -217,17 +210,17 @@ def _commit(
         except Conflict as conflict:
             if session._is_over(conflict.current):
                 _note_gone(record.key, pending)
-                return Outcome.GONE
+                return False
             mine = mine or dict(session._live)
             pending = session._merge(pending, conflict.current, mine)
             deadline = session._terms().deadline(now)
         except SessionGone:
             _note_gone(record.key, pending)
-            return Outcome.GONE
+            return False
         else:
             session._saved, session._loaded = (record, change), False
             clockwork.notice(deadline)
-            return Outcome.STORED
+            return True
     raise ProviderUnavailable("a session is changed by too many requests at once; try again")
 
 
@@ -275,12 +268,15 @@ def _note_gone(key: str, pending: Pending) -> None:
     log.info("session %s... ended during the request; not saved: %s", key[:12], names)
 
 
-def _start_afresh(manager: Manager, session: Session) -> None:
-    """A login met a session that ended meanwhile: the user gets one with nothing of the old."""
+def _start_afresh(manager: Manager, session: Session) -> bool:
+    """The session ended meanwhile: who logs in gets one with nothing of the old, others none."""
+    if not session._logs_in or session._cannot_send_cookies():
+        return False
     session._start_empty()
     session._record = session._sid = session._next_sid = None
     session._base = {}
     _create(manager, session, session._pending().puts)
+    return True
 
 
 def _end_others(manager: Manager, binding: Binding | None, session: Session) -> None:

@@ -299,11 +299,29 @@ class Session(MutableMapping[str, Any]):
         self._forget()
         self._ended = True
 
-    def commit(self) -> None:
-        """Store the changes now rather than at the end of the request."""
-        self._manager.save(self)
+    def commit(self) -> bool:
+        """Store the changes now rather than at the end of the request.
+
+        False: they could not be stored. If that is since the session has ended, by a logout in
+        another request or by a new id, it is empty from here on, and nothing of it is saved.
+        """
+        stored = self._manager.save(self)
+        keeps_its_id = self._next_sid is not None and self._cannot_send_cookies()
+        if not stored and self._record is not None and not keeps_its_id:
+            self._end_unasked()
         self._catch_up()
         self._modified = None
+        return stored
+
+    def refresh(self) -> bool:
+        """Store the changes, then read the session anew: for a socket or a task that takes long.
+
+        False: there is none, or it has ended, by a logout in another request or by a new id. Then
+        it is empty from here on, and nothing of it is saved.
+        """
+        if not self._loaded:
+            self._load()
+        return self._manager.refresh(self)
 
     def exclusive(self, timeout: float = 10) -> AbstractContextManager[Session]:
         """A ``with`` block that only one request of this session is in at a time.
@@ -523,6 +541,12 @@ class Session(MutableMapping[str, Any]):
         self._base = self._raw = {}
         self._new = self._loaded = True
         self._cookie = Action.LEAVE
+
+    def _end_unasked(self) -> None:
+        """Become a session that is not stored, and is not to be: another request has ended it."""
+        record = self._record
+        self._forget()
+        self._successor = record
 
     def _reject(self, reason: str) -> None:
         self._manager.reject(reason, self._record)

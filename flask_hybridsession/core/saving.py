@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,9 @@ log = logging.getLogger("flask_hybridsession")
 #: the response with the new one has arrived: what it asks for meanwhile is nobody's, and no cookie
 #: of those answers may come after the new one.
 KNOWN_FOR = 15.0
+
+#: Seconds that a request waits for another one to give the session a new id.
+PATIENCE = 1.0
 
 #: How often a commit is tried again after a ``Conflict``. Each time, another request got through.
 MOST_TRIES = 1000
@@ -237,8 +241,8 @@ def _rename(
     moved = {MOVED: encode([key, now])}
     claim = Change(puts=moved, expects=session._ground(CLEARED, MOVED))
     try:
-        if _is_moving(session, now):
-            raise SessionGone(record.key)
+        if _is_moving(record, now):
+            raise Conflict(record)
         manager.provider.commit(record.key, claim, now)
         manager.provider.rename(record.key, key, now, now + KNOWN_FOR)
     except SessionGone:
@@ -246,7 +250,9 @@ def _rename(
         return None
     except Conflict as conflict:
         _note_gone(record.key, pending)
-        if session._logs_in and conflict.current.values.get(MOVED) == session._base.get(MOVED):
+        if _is_moving(conflict.current, now):
+            _await_the_other(manager, record.key)
+        elif session._logs_in and conflict.current.key == record.key:
             manager.destroy(record.key, record.user)  # it was cleared: its id must not live on
         return None
     session._sid, session._next_sid = sid, None
@@ -257,10 +263,17 @@ def _rename(
     return renamed
 
 
-def _is_moving(session: Session, now: float) -> bool:
+def _is_moving(record: Record, now: float) -> bool:
     """Whether another request is about to rename it. One that died does so no more."""
-    claim = identity.read(session._base.get(MOVED))
+    claim = identity.read(record.values.get(MOVED))
     return isinstance(claim, list) and now - claim[1] < KNOWN_FOR
+
+
+def _await_the_other(manager: Manager, key: str) -> None:
+    """Until the request that gives the session a new id has done so, the old one is alive."""
+    give_up = time.monotonic() + PATIENCE
+    while manager.load(key) is not None and time.monotonic() < give_up:
+        time.sleep(0.001)
 
 
 def _note_gone(key: str, pending: Pending) -> None:

@@ -104,7 +104,7 @@ MOST = {
     "nested": 2,
     "count": 2,
     "flash": 2,
-    "regenerate": 3,
+    "regenerate": 4,
     "login": 4,
     "destroy": 2,
     "logout": 2,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import os
-import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -15,7 +14,7 @@ from weakref import WeakKeyDictionary, ref
 from flask import Flask, current_app, has_app_context
 from flask.sessions import SecureCookieSessionInterface
 
-from . import signals
+from . import logins, signals
 from .cli import sessions_cli
 from .core import clock, ids
 from .core.breaker import end_budget
@@ -83,11 +82,11 @@ class HybridSession:
             _announcer(app),
             lambda user_id: self._user(provider, user_id),
             self._merges,
-            partial(_has_flask_login, ref(app)),
+            partial(_id_method, ref(app)),
         )
         self._managers[app] = manager
         live = LiveSettings(app.config, settings, directory, self._given)
-        interface = HybridSessionInterface(manager, live)
+        interface = HybridSessionInterface(manager, live, logins.listen)
         app.session_interface = cast(SecureCookieSessionInterface, interface)
         app.register_error_handler(
             ProviderUnavailable, lambda error: interface.answer(_current_app(), error)
@@ -245,11 +244,8 @@ def _current_app() -> Flask:
     return current_app._get_current_object()  # type: ignore[attr-defined, no-any-return]
 
 
-def _has_flask_login(app: ref[Flask]) -> bool:
-    """Whether the app logs its users in with Flask-Login, which is imported by then."""
-    known = sys.modules.get("flask_login")
-    login_manager = getattr(app(), "login_manager", None)
-    return known is not None and isinstance(login_manager, known.LoginManager)
+def _id_method(app: ref[Flask]) -> str | None:
+    return logins.id_method(app())
 
 
 def _watch(app: Flask, provider: Any) -> None:

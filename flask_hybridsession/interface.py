@@ -91,10 +91,17 @@ class HybridSessionMapping(Session, SessionMixin):  # type: ignore[override]
         return self._closed or self._is_on_a_socket()
 
     def _is_on_a_socket(self) -> bool:
-        """Flask-SocketIO calls its handlers within requests, whose responses it throws away."""
-        if self._environ.get("HTTP_UPGRADE", "").lower() == "websocket":
+        """A header that asks for a socket makes none: the request's rule does, or its server.
+
+        Flask-SocketIO calls its handlers within requests, whose responses it throws away.
+        """
+        if "wsgi.websocket" in self._environ:
             return True
-        return has_request_context() and hasattr(request, "namespace") and hasattr(request, "event")
+        if not has_request_context():
+            return False
+        rule = request.url_rule
+        by_socket_io = hasattr(request, "namespace") and hasattr(request, "event")
+        return by_socket_io or (rule is not None and bool(rule.websocket))
 
     def _forget_csrf(self) -> None:
         """With what others keep of the old token until the request ends."""
@@ -141,8 +148,11 @@ class HybridSessionInterface(SessionInterface):
     The session is saved whatever the status of the response, as Flask does it: also with a 5xx.
     """
 
-    def __init__(self, manager: Manager, live: LiveSettings) -> None:
+    def __init__(
+        self, manager: Manager, live: LiveSettings, on_first_request: Callable[[Flask], None]
+    ) -> None:
         self.manager = manager
+        self._on_first_request = on_first_request
         self._live = live
         self._checked = False  # whether a request has come since the setup
         self._remote = isinstance(manager.provider, Remote)
@@ -158,6 +168,7 @@ class HybridSessionInterface(SessionInterface):
         """A session that loads when looked at; None if it must be signed and no key is set."""
         if not self._checked:
             self.current()
+            self._on_first_request(app)
             self._checked = True
         if (
             self.manager.settings.sign_cookie

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import logging
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +15,7 @@ from flask_login import (
     FlaskLoginClient,
     LoginManager,
     UserMixin,
+    confirm_login,
     current_user,
     login_user,
     logout_user,
@@ -24,14 +26,17 @@ from flask_hybridsession import (
     ConfigError,
     Handle,
     HybridSession,
+    ProviderUnavailable,
     flash_value,
     get_flash,
     session,
     session_renamed,
 )
 from flask_hybridsession.core.provider import Provider, Users
+from flask_hybridsession.providers.memory import MemoryProvider
 from flask_hybridsession.testing import FakeClock, fake_clock  # noqa: F401
 from tests.everywhere import anywhere, app_with  # noqa: F401
+from tests.remote import RemoteProvider
 
 
 class User(UserMixin):  # type: ignore[misc]
@@ -178,7 +183,8 @@ def test_the_same_user_keeps_his_values(how: str, between: str | None) -> None:
     if between is not None and how == "login_user":
         visitor.post(between)
     visitor.post(f"/login/{how}/alice")
-    assert visitor.sid != before
+    nothing_new = how == "login_user" and between is None  # some apps call it in each request
+    assert (visitor.sid == before) == nothing_new
     assert visitor.who()["there"]["cart"] == "tea"
     assert visitor.who()["there"]["csrf_token"] == "hers"
 
@@ -373,6 +379,10 @@ CHANGES: list[tuple[str, Any, Any, bool]] = [
     ("oidc_auth_profile", None, {"sub": "a"}, NEW),
     ("google_oauth_token", None, {"access_token": "a"}, NEW),
     ("google_oauth_token", {"access_token": "a"}, {"access_token": "b"}, SAME),
+    ("user", "ada", {"name": "bob"}, NEW),
+    ("user", {"userinfo": {"sub": "a"}}, {"userinfo": {"sub": "b"}}, NEW),
+    ("user", {"userinfo": {"sub": "a"}}, {"userinfo": {"sub": "a"}, "token": "b"}, SAME),
+    ("user_id", Decimal(7), Decimal(8), NEW),
     ("cart", None, 7, SAME),
     ("users", None, 7, SAME),
 ]
@@ -524,17 +534,50 @@ def test_in_a_stream_the_value_is_kept_under_the_same_id(caplog: pytest.LogCaptu
     assert "keeps its id" in caplog.text
 
 
+SOCKET = {"Upgrade": "websocket", "Connection": "Upgrade"}
+
+
 def test_on_a_socket_the_value_is_kept_under_the_same_id(caplog: pytest.LogCaptureFixture) -> None:
     app = site(flask_login=False)
+
+    @app.route("/socket", websocket=True)
+    def socket() -> str:
+        session["user_id"] = 7
+        return ""
+
     visitor = Visitor(app)
     visitor.post("/collect", cart="tea")
     before = visitor.sid
-    app.config["DO"] = lambda: session.update(user_id=7)
-    response = visitor.client.get("/do", headers={"Upgrade": "websocket"})
+    response = visitor.client.get("ws://localhost/socket", headers=SOCKET)
+    assert response.status_code == 200
     assert sid_of(response) is None
     assert visitor.sid == before
     assert visitor.who()["there"] == {"cart": "tea", "user_id": 7}
     assert "keeps its id" in caplog.text
+
+
+@pytest.mark.parametrize("path", ["/do", "/nowhere", "ws://localhost/socket", "/socket"])
+def test_a_handshake_from_another_site_logs_nobody_in_under_a_planted_id(path: str) -> None:
+    """It shows a planted id beside the victim's remember cookie, and the app looks who it is."""
+    app = site()
+
+    @app.route("/socket", websocket=True)
+    def socket() -> str:
+        return ""
+
+    @app.before_request
+    def look() -> None:
+        current_user.get_id()
+
+    app.config["DO"] = lambda: None
+    attacker = Visitor(app)
+    attacker.post("/collect", cart="planted")
+    victim = Visitor(app)
+    victim.post("/login/remember/ada")
+    victim.client.set_cookie("session", attacker.sid or "")
+    victim.client.get(path, headers=SOCKET)
+    assert attacker.who()["user_id"] is None
+    assert attacker.who()["current"] is None
 
 
 # -- requests of the old id ------------------------------------------------------------------------
@@ -631,6 +674,217 @@ def test_a_logout_by_the_old_id_ends_the_session_of_the_new_one(
     app.config["DO"] = out
     old.client.post("/do")
     assert visitor.who() == NOBODY
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_logout_user_by_the_old_id_ends_the_session_of_the_new_one(
+    anywhere: Provider,  # noqa: F811
+    late: bool,
+) -> None:
+    app = site(anywhere)
+    visitor = Visitor(app)
+    visitor.post("/login/login_user/ada", cart="tea")
+    old = Visitor(app, visitor.sid)
+
+    def out() -> None:
+        if not late:
+            len(session)
+        visitor.post("/login/session.login/ada")
+        logout_user()
+
+    app.config["DO"] = out
+    assert sid_of(old.client.post("/do")) == ""
+    assert visitor.who() == NOBODY
+
+
+class Failing(MemoryProvider):
+    """Fails one call of a kind, or lets another request in before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before_rename: Callable[[], None] | None = None
+        self.after_rename: Callable[[], None] | None = None
+
+    def rename(self, old: str, new: str, now: float, alias_until: float | None = None) -> None:
+        before, self.before_rename = self.before_rename, None
+        after, self.after_rename = self.after_rename, None
+        if before is not None:
+            before()
+        super().rename(old, new, now, alias_until)
+        if after is not None:
+            after()
+
+
+def down() -> None:
+    raise ProviderUnavailable("for once")
+
+
+@pytest.mark.parametrize("when", ["before_rename", "after_rename"])
+@pytest.mark.parametrize("then", ["login_user", "session.login", "logout"])
+def test_a_new_id_that_failed_is_made_by_the_next_try(when: str, then: str) -> None:
+    app = site(provider := Failing())
+    visitor = Visitor(app)
+    visitor.post("/login/login_user/alice", secret="alice's")
+    old = visitor.sid
+    setattr(provider, when, down)
+    path = "/logout" if then == "logout" else f"/login/{then}/bob"
+    assert visitor.client.post(path).status_code == 503
+    visitor.post(path)
+    assert visitor.sid != old
+    assert Visitor(app, old).who() == NOBODY
+    found = visitor.who()
+    assert found["user_id"] == (None if then == "logout" else "bob")
+    assert ("secret" in found["there"]) == (then == "logout" and when == "before_rename")
+    if when == "before_rename":  # else nobody knows the id under which her session is
+        assert handles(app, "alice") == []
+
+
+@pytest.mark.parametrize("when", ["before_rename", "after_rename"])
+def test_no_token_that_comes_between_lands_in_the_victims_session(when: str) -> None:
+    """Who keeps the planted id busy while the victim logs in."""
+    app = site(provider := Failing())
+    attacker = Visitor(app)
+    attacker.post("/collect", cart="planted")
+    victim = Visitor(app, attacker.sid)
+
+    def meanwhile() -> None:
+        attacker.post("/collect", csrf_token="known", role="admin")
+
+    setattr(provider, when, meanwhile)
+    victim.post("/login/login_user/ada")
+    before = {"role": "admin"} if when == "before_rename" else {}  # as the cart was
+    assert victim.who()["there"] == {"_user_id": "ada", "cart": "planted", **before}
+
+
+def test_a_token_that_was_planted_while_the_login_was_under_way(
+    anywhere: Provider,  # noqa: F811
+) -> None:
+    app = site(anywhere)
+    attacker = Visitor(app)
+    attacker.post("/collect", cart="planted")
+    victim = Visitor(app, attacker.sid)
+
+    def slow() -> None:
+        len(session)  # loaded; now a password is hashed
+        attacker.post("/collect", csrf_token="known")
+        session.login("ada")
+
+    app.config["DO"] = slow
+    victim.client.post("/do")
+    assert victim.who()["there"] == {"cart": "planted"}
+
+
+def test_a_planted_token_that_is_only_written_again_goes() -> None:
+    app = site()
+    visitor = Visitor(app)
+    visitor.post("/collect", csrf_token="known")
+    app.before_request_funcs.setdefault(None, []).append(
+        lambda: session.update(csrf_token=session.get("csrf_token", "new"))
+    )
+    visitor.post("/login/login_user/ada")
+    app.before_request_funcs[None].pop()
+    assert "csrf_token" not in visitor.who()["there"]
+
+
+def test_a_login_in_two_steps_leaves_no_token_of_before() -> None:
+    app = site(flask_login=False)
+    visitor = Visitor(app)
+    visitor.post("/collect", username="ada")
+    visitor.post("/collect", csrf_token="known")
+    visitor.post("/login/user_id/7")
+    assert visitor.who()["there"] == {"username": "ada", "user_id": "7"}
+
+
+def test_modified_false_undoes_no_part_of_a_login() -> None:
+    app = site()
+    visitor = Visitor(app)
+    visitor.post("/login/session.login/alice", secret="alice's")
+    app.config["DO"] = lambda: (session.login("bob"), setattr(session, "modified", False))[0]
+    visitor.client.post("/do")
+    assert visitor.who() == {"there": {}, "user_id": "bob", "current": None}
+
+
+def test_a_remember_cookie_of_somebody_who_is_no_more_binds_nobody() -> None:
+    app = site()
+    visitor = Visitor(app)
+    visitor.post("/login/remember/ada")
+    app.login_manager.user_loader(lambda user_id: None)  # type: ignore[attr-defined]
+    visitor.client.delete_cookie("session")
+    assert visitor.who()["user_id"] is None
+    first = visitor.sid
+    for _ in range(3):
+        assert visitor.who()["user_id"] is None
+    assert visitor.sid == first, "one new id, not one each time"
+    assert len(handles(app, "ada")) == 1, "the session that he had"
+
+
+def test_login_user_in_each_request_gives_one_new_id() -> None:
+    app = site()
+    app.before_request_funcs.setdefault(None, []).append(lambda: login_user(User("ada")) and None)
+    visitor = Visitor(app)
+    visitor.who()
+    first = visitor.sid
+    for _ in range(3):
+        assert visitor.who()["user_id"] == "ada"
+    assert visitor.sid == first
+
+
+@pytest.mark.parametrize("enter", [True, False])
+def test_an_ephemeral_session_claims_no_login_and_no_logout(enter: bool) -> None:
+    app = site(provider := RemoteProvider(), SESSION_ON_OUTAGE="ephemeral")
+    visitor = Visitor(app)
+    if not enter:
+        visitor.post("/login/login_user/ada")
+    visitor.post("/collect", cart="tea")
+    provider.take_down()
+    assert visitor.client.get("/who").json == NOBODY
+    path = "/login/login_user/ada" if enter else "/logout"
+    assert visitor.client.post(path).status_code == 503
+    provider.bring_back()
+
+
+def test_a_login_inside_a_dict_survives_a_new_id_in_another_request() -> None:
+    app = site(flask_login=False)
+    visitor = Visitor(app)
+    app.config["DO"] = lambda: session.update(user={"id": 1})
+    visitor.client.post("/do")
+    other = Visitor(app, visitor.sid)
+
+    def slow() -> None:
+        session["user"]["id"] = 2
+        visitor.post("/login/session.login/ada")
+
+    app.config["DO"] = slow
+    other.client.post("/do")
+    assert other.who()["there"] == {"user": {"id": 2}}
+
+
+def test_a_user_is_asked_for_his_id_as_flask_login_asks() -> None:
+    app = site()
+    app.login_manager.id_attribute = "get_alternative"  # type: ignore[attr-defined]
+    app.config["DO"] = lambda: login_user(Aliased("ada")) and None
+    visitor = Visitor(app)
+    visitor.client.post("/do")
+    assert visitor.who()["user_id"] == "alias of ada"
+    assert len(handles(app, Aliased("ada"))) == 1
+
+
+class Aliased(User):
+    def get_alternative(self) -> str:
+        return f"alias of {self.id}"
+
+
+def test_a_confirmed_login_is_fresh_and_has_a_new_id() -> None:
+    app = site()
+    visitor = Visitor(app)
+    visitor.post("/login/remember/ada")
+    visitor.client.delete_cookie("session")
+    visitor.who()
+    before = visitor.sid
+    app.config["DO"] = lambda: (confirm_login(), session.logged_in_at is not None)[1]
+    assert visitor.client.post("/do").json == {"done": True}
+    assert visitor.sid != before
+    assert visitor.who()["user_id"] == "ada"
 
 
 # -- what else was there ---------------------------------------------------------------------------

@@ -39,16 +39,17 @@ class Edits:
 
     ``puts`` maps each name that was set to its bytes, or to None where the value can change in
     place and is encoded when the session is saved. ``deltas`` are increments, ``taken`` the flashes
-    that were got.
+    that were got, ``barred`` what must not be there afterwards, even if another request puts it.
     """
 
-    __slots__ = ("deltas", "dropped", "puts", "taken", "wiped")
+    __slots__ = ("barred", "deltas", "dropped", "puts", "taken", "wiped")
 
     def __init__(self, wiped: bool = False, taken: Iterable[str] = ()) -> None:
         self.puts: dict[str, bytes | None] = {}
         self.dropped: set[str] = set()
         self.taken = set(taken)
         self.deltas: dict[str, Any] = {}
+        self.barred: set[str] = set()
         self.wiped = wiped
 
     def put(self, name: str, value: Any) -> None:
@@ -127,6 +128,7 @@ class Edits:
                 puts[CLEARED] = encode(ids.mint())
             return Pending(puts, [], {}, True)
         drops = [name for name in (*self.dropped, *self.taken) if name in base]
+        drops += [name for name in self.barred if name not in base and name not in puts]
         expects = {
             name: base.get(name)
             for name in (*puts, *drops)

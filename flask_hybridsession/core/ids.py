@@ -51,13 +51,13 @@ def key_of(sid: str) -> str:
     return sha256(sid.encode()).hexdigest()
 
 
-def user_token(user: UserId | HasId, texts: bool = False) -> str:
+def user_token(user: UserId | HasId, texts: bool = False, method: str = "get_id") -> str:
     """A user id as text that keeps its type: 1 is not "1", but where all ids are ``texts``.
 
-    A user object is asked by ``get_id()``. Raises ``TypeError`` for other types, ``ValueError`` for
-    text that is not valid Unicode.
+    A user object is asked by ``get_id()``, or by another ``method``. Raises ``TypeError`` for other
+    types, ``ValueError`` for text that is not valid Unicode.
     """
-    get_id = None if isinstance(user, (str, int, UUID)) else getattr(user, "get_id", None)
+    get_id = None if isinstance(user, (str, int, UUID)) else getattr(user, method, None)
     user_id = get_id() if callable(get_id) else user
     kind = type(user_id)
     if isinstance(user_id, UUID):
@@ -68,10 +68,10 @@ def user_token(user: UserId | HasId, texts: bool = False) -> str:
         text = str.__str__(user_id)
         text.encode()
         return f"s:{text}"
-    asked = "" if get_id is None else f", which {type(user).__name__}.get_id() returned"
+    asked = f", which {type(user).__name__}.{method}() returned" if callable(get_id) else ""
     raise TypeError(
         f"a user id is a str, an int or a UUID, not {kind.__name__}{asked}: "
-        "give the id, or a user object with a get_id() that returns it"
+        f"give the id, or a user object with a {method}() that returns it"
     )
 
 

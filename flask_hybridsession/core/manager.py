@@ -52,14 +52,15 @@ class Manager:
         announce: Announce = lambda event, **details: None,
         load_user: Callable[[ids.UserId], Any] | None = None,
         merges: Mapping[str, Merge] | None = None,
-        has_flask_login: Callable[[], bool] = lambda: False,
+        flask_login: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.provider = provider
         self._take(settings)
         self.config = config
         self.announce = announce
         self.merges: Mapping[str, Merge] = {FLASHES: merge_flashes} if merges is None else merges
-        self._has_flask_login = has_flask_login
+        #: The method by which Flask-Login asks a user for his id; None: it is not in use.
+        self._flask_login = flask_login
         self._load_user = load_user
         #: The sessions whose end the provider has not confirmed, with their users.
         self._denied: dict[str, str | None] = {}
@@ -77,7 +78,7 @@ class Manager:
         self.settings = settings
         #: Whether a name tells who is logged in, so that another user in it is a new sid.
         self.rotates_on = identity.matcher(settings.rotate_on)
-        self.tells_who = identity.matcher((*settings.rotate_on, identity.FLASK_LOGIN_USER))
+        self.tells_who = identity.matcher((*settings.rotate_on, *identity.FLASK_LOGIN))
         self._is_sid = ids.shape_of(settings.id_length)
         self._known_terms: tuple[object, tuple[Terms, float]] = (None, (Terms(), 0.0))
 
@@ -95,11 +96,13 @@ class Manager:
 
     def follows(self) -> bool:
         """Whether Flask-Login says who is logged in, with ids that are texts."""
-        return self.settings.flask_login and self._has_flask_login()
+        return self.settings.flask_login and self._flask_login() is not None
 
     def user_token(self, user: ids.UserId | ids.HasId) -> str:
         """Raises ``TypeError`` for what is no user id."""
-        return ids.user_token(user, texts=self.follows())
+        if self.follows():
+            return ids.user_token(user, texts=True, method=self._flask_login() or "get_id")
+        return ids.user_token(user)
 
     def csrf_names(self) -> Iterable[str]:
         """Where tokens against forged requests may be in a session."""

@@ -13,8 +13,8 @@ LOGIN = HIDDEN + "login"
 #: Another text after each ``clear``: of a request that began before it nothing is stored any more,
 #: unless it clears, too.
 CLEARED = HIDDEN + "cleared"
-#: The key that the last new sid gave it: of a request that began before it nothing is stored. With
-#: a time in a list: who renames it, since then.
+#: The key that the last new sid gave it: of a request that began before it nothing is stored. As a
+#: list, with a time: the key that a request is about to give it, since then.
 MOVED = HIDDEN + "moved"
 #: Whose the session was, once Flask-Login has logged him out: another user begins without it.
 OWNER = HIDDEN + "owner"

@@ -36,8 +36,10 @@ log = logging.getLogger("flask_hybridsession")
 #: of those answers may come after the new one.
 KNOWN_FOR = 15.0
 
-#: Seconds that a request waits for another one to give the session a new id.
+#: Seconds that a request waits for another one to give the session a new id, before it does so
+#: itself. One that only writes waits less long.
 PATIENCE = 1.0
+WRITERS_PATIENCE = 0.25
 
 #: How often a commit is tried again after a ``Conflict``. Each time, another request got through.
 MOST_TRIES = 1000
@@ -55,7 +57,9 @@ def save(manager: Manager, session: Session) -> bool:
         session._catch_up()
     elif not session._loaded and not _refreshes_unseen(manager, session):
         return True
-    pending = session._pending() if session._modified is not False else NOTHING
+    session._withhold_remembered()
+    ignored = session._modified is False and not session._logs_in
+    pending = NOTHING if ignored else session._pending()
     if pending.puts and session._notice_nested(pending):
         pending = session._pending()
     record = session._record
@@ -107,7 +111,8 @@ def _create(manager: Manager, session: Session, puts: Mapping[str, bytes]) -> No
     if limits.span > 0:
         puts = {**puts, SENT: encode(now)}
     binding = session._binding
-    user = None if binding is None else binding.user
+    new_user = session._new_user()
+    user = None if new_user is ... else new_user
     change = Change(puts=puts, create=True, deadline=deadline, touched=now, user=user)
     for attempt in range(3):
         key = ids.key_of(session.sid)
@@ -137,6 +142,8 @@ def _save_stored(manager: Manager, session: Session, record: Record, pending: Pe
         log.error("no cookie can be sent any more, so no new sid: nothing is saved")
         return False
     manager.settle(record.key)
+    if not renaming and _is_moving(record, now):
+        _await_the_other(manager, record.key, WRITERS_PATIENCE)
     renew = (
         other_terms
         or (limits.span > 0 and (changed or _refreshes(manager)) and _is_old(session, limits, now))
@@ -148,12 +155,12 @@ def _save_stored(manager: Manager, session: Session, record: Record, pending: Pe
     if renaming:
         renamed = _rename(manager, session, record, pending, now)
         if renamed is None:
-            return _start_afresh(manager, session)
+            return _go_on_without(manager, session, record)
         record = renamed
         pending = pending._replace(puts={**pending.puts, MOVED: encode(record.key)})
     if not _commit(manager, session, record, pending, limits, now):
         session._cookie = Action.LEAVE  # perhaps between the new id and the commit
-        return _start_afresh(manager, session)
+        return _go_on_without(manager, session, record)
     if renew:
         session._cookie = Action.SEND
     _end_others(manager, binding, session)
@@ -198,8 +205,7 @@ def _commit(
 
     False: the session ended meanwhile, was cleared or has another id. Nothing may come back.
     """
-    binding = session._binding
-    user: Any = binding.user if binding is not None else (None if pending.wipe else ...)
+    user = session._new_user()
     deadline = limits.deadline(now)
     mine: dict[str, Any] = {}
     ground = session._ground(MOVED) if pending.wipe else session._ground()
@@ -239,20 +245,15 @@ def _rename(
     sid = session.sid
     key = ids.key_of(sid)
     moved = {MOVED: encode([key, now])}
-    claim = Change(puts=moved, expects=session._ground(CLEARED, MOVED))
     try:
-        if _is_moving(record, now):
-            raise Conflict(record)
-        manager.provider.commit(record.key, claim, now)
+        _claim(manager, record, Change(puts=moved, expects=session._ground(CLEARED, MOVED)), now)
         manager.provider.rename(record.key, key, now, now + KNOWN_FOR)
     except SessionGone:
         _note_gone(record.key, pending)
         return None
     except Conflict as conflict:
         _note_gone(record.key, pending)
-        if _is_moving(conflict.current, now):
-            _await_the_other(manager, record.key)
-        elif session._logs_in and conflict.current.key == record.key:
+        if session._logs_in and conflict.current.key == record.key:
             manager.destroy(record.key, record.user)  # it was cleared: its id must not live on
         return None
     session._sid, session._next_sid = sid, None
@@ -263,26 +264,53 @@ def _rename(
     return renamed
 
 
+def _claim(manager: Manager, record: Record, claim: Change, now: float) -> None:
+    """Be the one who renames the session. Raises ``SessionGone``, ``Conflict``: another one was."""
+    current = record
+    while True:
+        if _is_moving(current, now):
+            if _await_the_other(manager, record.key, PATIENCE):
+                raise SessionGone(record.key)
+            claim = claim._replace(expects={**claim.expects, MOVED: current.values.get(MOVED)})
+        try:
+            manager.provider.commit(record.key, claim, now)
+            return
+        except Conflict as conflict:
+            current = conflict.current
+            if not _is_moving(current, now):
+                raise
+
+
 def _is_moving(record: Record, now: float) -> bool:
-    """Whether another request is about to rename it. One that died does so no more."""
+    """Whether another request is about to rename it, unless it died long ago."""
     claim = identity.read(record.values.get(MOVED))
-    return isinstance(claim, list) and now - claim[1] < KNOWN_FOR
+    return isinstance(claim, list) and claim[0] != record.key and abs(now - claim[1]) < KNOWN_FOR
 
 
-def _await_the_other(manager: Manager, key: str) -> None:
-    """Until the request that gives the session a new id has done so, the old one is alive."""
-    give_up = time.monotonic() + PATIENCE
-    while manager.load(key) is not None and time.monotonic() < give_up:
+def _await_the_other(manager: Manager, key: str, patience: float) -> bool:
+    """Whether the request that gives the session a new id has done so: until then the old lives."""
+    give_up = time.monotonic() + patience
+    while (alive := manager.load(key) is not None) and time.monotonic() < give_up:
         time.sleep(0.001)
+    return not alive
 
 
 def _note_gone(key: str, pending: Pending) -> None:
     names = [*pending.puts, *pending.drops]
-    log.info("session %s... ended during the request; not saved: %s", key[:12], names)
+    words = "session %s... ended during the request, or has another id; not saved: %s"
+    log.info(words, key[:12], names)
 
 
-def _start_afresh(manager: Manager, session: Session) -> bool:
-    """The session ended meanwhile: who logs in gets one with nothing of the old, others none."""
+def _go_on_without(manager: Manager, session: Session, record: Record) -> bool:
+    """The session ended meanwhile, or has another id.
+
+    Who logs in gets one with nothing of the old. Who logs out ends it under its new id, too.
+    """
+    if session._binding is not None and session._binding.user is None:
+        manager.destroy(record.key, record.user)
+        session._forget()
+        session._cookie = Action.DELETE
+        return True
     if not session._logs_in or session._cannot_send_cookies():
         return False
     session._start_empty()
@@ -298,17 +326,18 @@ def _end_others(manager: Manager, binding: Binding | None, session: Session) -> 
         return
     mine = (session._hidden(LOGIN), session.key)
     keys = list(manager.need_users().keys_of(binding.user, clock.now()))
-    others = [k for k in keys if k != mine[1] and _logged_in_at(manager, k, mine[0]) < mine]
+    others = [k for k in keys if k != mine[1] and _logged_in_at(manager, k) < mine]
     manager.destroy_each(others, binding.user)
 
 
-def _logged_in_at(manager: Manager, key: str, default: float) -> tuple[float, str]:
+def _logged_in_at(manager: Manager, key: str) -> tuple[float, str]:
+    """Of one that a cookie brought back, or that nobody can read: at the beginning of time."""
     try:
         record = manager.load(key)
         at = None if record is None else record.values.get(LOGIN)
-        return (default if at is None else decode(at), key)
+        return (-inf if at is None else decode(at), key)
     except (CorruptData, CodecError):
-        return (-inf, key)  # nobody can use it: it goes
+        return (-inf, key)
 
 
 def _end_if_empty(manager: Manager, session: Session, pending: Pending) -> None:

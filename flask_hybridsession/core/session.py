@@ -7,11 +7,12 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from math import inf
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import clock, identity, ids
 from .change import Change, Record, apply
-from .codec import decode
+from .codec import decode, encode
 from .cookies import Action
 from .edits import GROUND, NO_EDITS, Edits, Pending, encode_named, is_number
 from .errors import CodecError, ConfigError, ProviderUnavailable
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger("flask_hybridsession")
+
+#: Seconds in which a second login of the same user is not noted again.
+MINUTE = 60.0
 
 
 class Binding(NamedTuple):
@@ -52,6 +56,8 @@ class Session(MutableMapping[str, Any]):
     _edits = NO_EDITS
     _next_sid: str | None = None  # what the session is renamed to when it is saved
     _binding: Binding | None = None
+    _bound_by_name = False  # Flask-Login has just written who it is
+    _unconfirmed = False  # Flask-Login has not said yet whether it knows that user
     _logs_in = False  # this request tells who the user is, in whatever way
     _rotated = False  # and has given a new sid for it
     _successor: Record | None = None  # the sid shown was this session's, before a new one
@@ -271,10 +277,7 @@ class Session(MutableMapping[str, Any]):
         None: nobody is, or it was no more than a cookie of Flask-Login that remembers him.
         """
         at = self._hidden(LOGIN)
-        if at is None:
-            return None
-        remembered = self._manager.follows() and self.get(identity.FLASK_LOGIN_FRESH) is False
-        return None if remembered else _utc(at)
+        return None if at is None else _utc(at)
 
     # -- its life -------------------------------------------------------------------------------
 
@@ -405,6 +408,7 @@ class Session(MutableMapping[str, Any]):
             self._drop(OWNER)
         self._put(LOGIN, clock.now())
         self._binding = Binding(token, exclusive)
+        self._unconfirmed = False
         self._logs_in = True
 
     def _unbind(self) -> None:
@@ -427,8 +431,11 @@ class Session(MutableMapping[str, Any]):
     def _forget_csrf(self) -> None:
         """Drop the tokens against forged requests that were here before this request."""
         for name in self._manager.csrf_names():
-            if name in self and name not in self._edits.puts:
-                self._drop(name)
+            new = name in self._edits.puts and encode(self._live[name]) != self._base.get(name)
+            if not new:
+                if name in self:
+                    self._drop(name)
+                self._edit().barred.add(name)
 
     def _rotate(self) -> None:
         """A new sid, since who the user is has changed. One in a request: nobody knows it yet."""
@@ -436,46 +443,101 @@ class Session(MutableMapping[str, Any]):
             return
         self._rotated = True
         if self._cannot_send_cookies():
-            log.warning("another user in a session to which no cookie can be sent: it keeps its id")
+            key = self._record.key
+            log.warning("session %s... keeps its id at a login: no cookie can be sent", key[:12])
         elif self._next_sid is None:
             self.regenerate()
 
     def _notice(self, name: str, value: Any) -> None:
         """``name`` tells who is logged in: is it another by now?"""
         after = identity.read(encode_named(name, value))
-        if name == identity.FLASK_LOGIN_USER and self._manager.follows():
-            if identity.is_nobody(after):
+        if name in identity.FLASK_LOGIN and self._manager.follows():
+            if name == identity.FLASK_LOGIN_FRESH:
+                self._follow_fresh(bool(after))
+            elif identity.is_nobody(after):
                 self._unbind()
             else:
-                self._bind(self._manager.user_token(after))
-                self._rotate()
+                self._follow(after)
         elif self._manager.rotates_on(name):
-            before = self.get(name)
-            self._judge(name, before, after)
+            self._judge(self.get(name), after)
 
-    def _judge(self, name: str, before: Any, after: Any) -> bool:
+    def _follow(self, user_id: Any) -> None:
+        """Flask-Login says who it is, some apps with each request."""
+        another = identity.is_another(self.get(identity.FLASK_LOGIN_USER), user_id)
+        token = self._manager.user_token(user_id)
+        if token != self._user_token():
+            self._bind(token)
+            self._bound_by_name = True
+        elif clock.now() - (self._hidden(LOGIN) or -inf) > MINUTE:
+            self._put(LOGIN, clock.now())
+        self._logs_in = True
+        if another:
+            self._rotate()
+
+    def _follow_fresh(self, fresh: bool) -> None:
+        """Flask-Login says whether he gave a password, or is only remembered by a cookie."""
+        if not fresh and self._bound_by_name:
+            self._drop(LOGIN)
+            self._unconfirmed = True  # whether there still is such a user, it finds out now
+        elif (
+            fresh
+            and self.get(identity.FLASK_LOGIN_FRESH) is False
+            and self._user_token() is not None
+        ):
+            self._put(LOGIN, clock.now())
+            self._rotate()
+        self._bound_by_name = False
+
+    def _confirm(self) -> None:
+        """Flask-Login knows the user."""
+        self._unconfirmed = False
+
+    def _leave(self) -> None:
+        """Flask-Login has logged out whoever it was, also one of whom the session knows nothing."""
+        self._load_to_end()
+        if self._successor is not None:
+            self.destroy()
+
+    def _judge(self, before: Any, after: Any) -> bool:
+        """Whether one of the app's own names tells of another user; if so it has rotated."""
         if not identity.is_another(before, after):
             return False
-        if not identity.is_nobody(before) or self._is_anonymous():
-            self._forget_csrf()
+        self._forget_csrf()
         self._logs_in = True
         self._rotate()
         return True
 
-    def _is_anonymous(self) -> bool:
-        tells = self._manager.rotates_on
-        return self._user_token() is None and all(
-            identity.is_nobody(self.get(name)) for name in self._names() if tells(name)
-        )
-
     def _notice_nested(self, pending: Pending) -> bool:
         """Whether a value that changed in place tells of another user; if so it has rotated."""
+        if self._rotated:
+            return False
         base = {} if pending.wipe else self._base
         names = [name for name in pending.puts if self._manager.rotates_on(name)]
-        return any(
-            self._judge(name, identity.read(base.get(name)), identity.read(pending.puts[name]))
-            for name in names
-        )
+        for name in names:
+            if name == identity.FLASK_LOGIN_USER and self._manager.follows():
+                continue
+            if self._judge(identity.read(base.get(name)), identity.read(pending.puts[name])):
+                self._edit().puts.setdefault(name, None)
+                return True
+        return False
+
+    def _withhold_remembered(self) -> None:
+        """A cookie that remembers somebody logs in nobody under an id that stays.
+
+        Whoever planted the id would be him. The next request shows the cookie again.
+        """
+        remembered = self._binding is not None and self.get(identity.FLASK_LOGIN_FRESH) is False
+        if remembered and self._rotated and self._next_sid is None and self._cannot_send_cookies():
+            self._binding = None
+            for name in (*identity.FLASK_LOGIN, LOGIN):
+                if name in self:
+                    self._edit().drop(name)
+
+    def _new_user(self) -> str | None | EllipsisType:
+        """Whose it is when it is saved; ``...``: whose it was."""
+        if self._binding is not None and not self._unconfirmed:
+            return self._binding.user
+        return None if self._edits.wiped else ...
 
     def _cannot_send_cookies(self) -> bool:
         """The response has started, or there is none."""
@@ -537,7 +599,7 @@ class Session(MutableMapping[str, Any]):
         self._saved = None
         self._sid = self._next_sid = self._record = self._binding = self._modified = None
         self._successor = None
-        self._logs_in = self._rotated = False
+        self._logs_in = self._rotated = self._unconfirmed = False
         self._base = self._raw = {}
         self._new = self._loaded = True
         self._cookie = Action.LEAVE
@@ -705,7 +767,7 @@ class Session(MutableMapping[str, Any]):
     def _user_token(self) -> str | None:
         if not self._loaded:
             self._load()
-        if self._binding is not None:
+        if self._binding is not None and not self._unconfirmed:
             return self._binding.user
         return None if self._record is None or self._edits.wiped else self._record.user
 

@@ -99,7 +99,7 @@ def test_what_is_held_by_a_socket_is_not_begun_anew(site: Site) -> None:
         session["a"] = 1
         return session.commit()
 
-    visit = site.visit(work, environ={"HTTP_UPGRADE": "websocket"})
+    visit = site.visit(work, environ={"wsgi.websocket": object()})
     assert (visit.result, visit.cookie, site.records()) == (False, None, 0)
 
 

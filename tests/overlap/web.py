@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[2]
+SITE = Path(__file__).with_name("app.py")
 #: Seconds that nobody waits in a test that passes.
 LONG = 30.0
 
@@ -35,9 +36,11 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
 
 
 class Server:
-    """gunicorn with the app of this folder, on a socket that listens before it starts."""
+    """gunicorn with an app, this folder's, on a socket that listens before it starts."""
 
-    def __init__(self, folder: Path, provider: str, *flags: str, url: str = "") -> None:
+    def __init__(
+        self, folder: Path, provider: str, *flags: str, url: str = "", site: Path = SITE
+    ) -> None:
         self.folder = folder
         self.ahead = 0.0
         self._log = folder / "log"
@@ -50,9 +53,9 @@ class Server:
             self.port: int = listener.getsockname()[1]
             self.process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "gunicorn", "--chdir", str(Path(__file__).parent)),
+                    *(sys.executable, "-m", "gunicorn", "--chdir", str(site.parent)),
                     *("--bind", f"fd://{listener.fileno()}", "--no-control-socket"),
-                    *("--graceful-timeout", "5", "--keep-alive", "1", *flags, "app:app"),
+                    *("--graceful-timeout", "5", "--keep-alive", "1", *flags, f"{site.stem}:app"),
                 ],
                 env={
                     **os.environ,

@@ -17,7 +17,8 @@ from redis.connection import Connection, SSLConnection
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from ...core.errors import ConfigError, ProviderUnavailable
-from .wire import Wire, pack
+from . import replies
+from .wire import NONSENSE, Nonsense, Refused, Wire, pack
 
 log = logging.getLogger("flask_hybridsession")
 
@@ -63,13 +64,20 @@ class Address(NamedTuple):
             if left <= 0:
                 raise TimeoutError("timed out")
             times = {"socket_timeout": left, "socket_connect_timeout": left}
-            return Wire(self.kind(**{**self.parameters, **times, "protocol": protocol}))
+            connection = self.kind(**{**self.parameters, **times, "protocol": protocol})
+            return self._opened(connection)
         except redis.exceptions.ResponseError as error:
             # Its text may repeat what it was sent: a password.
             missing = "database" if "DB index" in str(error) else "what our driver asks for"
             raise ProviderUnavailable(f"{self} does not have {missing}") from None
         except (redis.RedisError, OSError) as error:
             raise unavailable(self, error) from error
+
+    def _opened(self, connection: Any) -> Wire:
+        try:
+            return Wire(connection)
+        except NONSENSE as error:  # a name that is none, or what redis-py does not understand
+            raise Nonsense from error
 
     def __str__(self) -> str:
         given = self.parameters
@@ -224,14 +232,15 @@ class Sentinels:
         wire = sentinel.connect(give_up)
         command = pack(b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", self._service.encode())
         try:
-            (reply,) = wire.ask(command, 1, give_up)
+            (reply,) = wire.ask(command, [replies.address_or_none], give_up)
         except OSError as error:
             raise unavailable(sentinel, error) from error
         finally:
             wire.close()
-        if not isinstance(reply, list):
+        if reply is None or isinstance(reply, Refused):
             raise ProviderUnavailable(f"a sentinel does not know the service {self._service!r}")
-        return reply[0].decode(), int(reply[1])
+        host, port = reply
+        return host, port
 
     def _prefer(self, sentinel: Address) -> None:
         if self._sentinels[0] is not sentinel:
@@ -241,7 +250,7 @@ class Sentinels:
 def _is_master(wire: Wire, give_up: float) -> bool:
     """A sentinel that was cut off may still name a master of before."""
     try:
-        (role,) = wire.ask(pack(b"ROLE"), 1, give_up)
+        (role,) = wire.ask(pack(b"ROLE"), [replies.role], give_up)
     except OSError:
         return False
-    return isinstance(role, list) and role[0] == b"master"
+    return bool(role == b"master")

@@ -103,6 +103,7 @@ class Sqlite(Driver):
     def settle(self, raw: Any, give_up: float) -> Any:
         raw.isolation_level = None
         raw.row_factory = None
+        raw.text_factory = bytes  # a text that is none shall not fail here
         cursor = raw.cursor()
         # SQLite's own waiting sleeps longer and longer, and keeps gevent's other greenlets waiting.
         cursor.execute("PRAGMA busy_timeout = 0").fetchall()
@@ -124,7 +125,7 @@ class Sqlite(Driver):
     def trouble(self, error: Exception) -> Trouble:
         text = str(error)
         if isinstance(error, sqlite3.IntegrityError):
-            return Trouble.DUPLICATE
+            return Trouble.DUPLICATE if text.startswith("UNIQUE") else Trouble.REFUSED
         if isinstance(error, sqlite3.OperationalError):
             return Trouble.NO_TABLE if _NO_TABLE.match(text) else Trouble.AWAY
         if isinstance(error, sqlite3.DataError) or "too big" in text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import select
 import sqlite3
@@ -20,6 +21,8 @@ _IDLE_IN_TRANSACTION = 5
 #: The part of the budget that a statement waits for a lock before it is tried again: the server
 #: shall not do much later what its client has given up.
 _LOCK_PART = 0.2
+#: Seconds between two looks at whether SQLite's file is still where it was.
+_LOOK_AGAIN = 0.01
 
 
 class Trouble(Enum):
@@ -67,7 +70,11 @@ class Driver(ABC):
     def trouble(self, error: Exception) -> Trouble:
         """What the error means."""
 
-    def is_stale(self, raw: Any) -> bool:
+    def origin(self, cursor: Any) -> Any:
+        """What ``is_stale`` wants to know of a new connection."""
+        return None
+
+    def is_stale(self, raw: Any, origin: Any) -> bool:
         """Whether the server has closed an idle connection, or says something unasked."""
         return False
 
@@ -122,6 +129,14 @@ class Sqlite(Driver):
             time.sleep(uniform(0.5, 1.0) * pause)  # noqa: S311  (no secret)
             pause = min(pause * 1.5, 0.003)
 
+    def origin(self, cursor: Any) -> Any:
+        (_, _, path), *_ = cursor.execute("PRAGMA database_list").fetchall()
+        return _File(path)
+
+    def is_stale(self, raw: Any, origin: Any) -> bool:
+        """Whether its file was deleted or replaced: nobody reads what is written there."""
+        return bool(origin.has_moved())
+
     def trouble(self, error: Exception) -> Trouble:
         text = str(error)
         if isinstance(error, sqlite3.IntegrityError):
@@ -133,6 +148,31 @@ class Sqlite(Driver):
         if "malformed" in text or "not a database" in text:
             return Trouble.DAMAGED
         return Trouble.REFUSED
+
+
+class _File:
+    """Which file a path led to."""
+
+    __slots__ = ("_inode", "_looked", "_path")
+
+    def __init__(self, path: bytes) -> None:
+        self._path = path
+        self._inode = self._find()
+        self._looked = monotonic()
+
+    def has_moved(self) -> bool:
+        now = monotonic()
+        if now - self._looked < _LOOK_AGAIN:
+            return False
+        self._looked = now
+        return self._find() != self._inode
+
+    def _find(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return None
+        return found.st_ino, found.st_dev
 
 
 _NO_TABLE = re.compile("no such (table|column)|table .* has no column")
@@ -172,7 +212,7 @@ class Postgresql(Driver):
             return Trouble.REFUSED if type(error).__name__ == "ProgrammingError" else Trouble.AWAY
         return _STATES.get(state) or _CLASSES.get(state[:2], Trouble.REFUSED)
 
-    def is_stale(self, raw: Any) -> bool:
+    def is_stale(self, raw: Any, origin: Any) -> bool:
         return bool(raw.closed) or _is_readable(raw.pgconn.socket)
 
 
@@ -263,7 +303,7 @@ class Mysql(Driver):
         away = type(error).__name__ in ("OperationalError", "InterfaceError", "InternalError")
         return Trouble.AWAY if away else Trouble.REFUSED
 
-    def is_stale(self, raw: Any) -> bool:
+    def is_stale(self, raw: Any, origin: Any) -> bool:
         return not raw.open or _is_readable(raw._sock.fileno())
 
     def is_too_large(self, raw: Any, size: int) -> bool:

@@ -56,6 +56,7 @@ class Link:
         self._driver = driver
         self._raw = raw
         self._cursor = driver.settle(raw, give_up)
+        self._origin = driver.origin(self._cursor)
         self._in_transaction = False
         self._is_trusted = True
         self.give_up = give_up
@@ -113,7 +114,7 @@ class Link:
     def is_usable(self) -> bool:
         """Whether an idle connection is still one. What comes first may be lost all the same."""
         self._is_trusted = False
-        if monotonic() - self.used > IDLE or self._driver.is_stale(self._raw):
+        if monotonic() - self.used > IDLE or self._driver.is_stale(self._raw, self._origin):
             self.close()
         return self.is_open
 

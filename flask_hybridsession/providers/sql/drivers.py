@@ -248,17 +248,31 @@ class Waiting:
 
     def _until_ready(self, wanted: int) -> int:
         left = min(self.give_up - monotonic(), 3600.0)
-        poll = select.poll()
-        poll.register(self._pgconn.socket, _EVENTS[wanted])
         if left > 0:
-            for _, event in poll.poll(ceil(left * 1000)):
-                ready = (event & select.POLLIN and _READ) | (event & select.POLLOUT and _WRITE)
+            ready = _ready(self._pgconn.socket, wanted, left)
+            if ready:
                 return ready & wanted or wanted  # what went wrong shows when it is tried
         self._pgconn.finish()
         raise _timeout()
 
 
 _READ, _WRITE = 1, 2  # psycopg's numbers for what to wait for, and for what is ready
+
+
+def _ready(fileno: int, wanted: int, seconds: float) -> int:
+    """What can be done with a socket, once something can that is wanted; 0: nothing in time."""
+    if not hasattr(select, "poll"):  # eventlet takes it away; its select takes any number
+        reads = [fileno] if wanted & _READ else []
+        writes = [fileno] if wanted & _WRITE else []
+        readable, writable, _ = select.select(reads, writes, [], seconds)
+        return (_READ if readable else 0) | (_WRITE if writable else 0)
+    poll = select.poll()
+    poll.register(fileno, _EVENTS[wanted])
+    for _, event in poll.poll(ceil(seconds * 1000)):
+        return (event & select.POLLOUT and _WRITE) | (event & ~select.POLLOUT and _READ)
+    return 0
+
+
 _EVENTS = {
     _READ: select.POLLIN,
     _WRITE: select.POLLOUT,
@@ -329,6 +343,4 @@ _NUMBERS = {
 
 
 def _is_readable(fileno: int) -> bool:
-    poll = select.poll()
-    poll.register(fileno, select.POLLIN)
-    return fileno < 0 or bool(poll.poll(0))
+    return fileno < 0 or bool(_ready(fileno, _READ, 0.0))

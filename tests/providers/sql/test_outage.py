@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -299,12 +300,29 @@ def test_closed(on_file: SqlProvider) -> None:
         on_file.load(KEY, NOW)
 
 
-# gevent
+# gevent and eventlet
 
-GREENLETS = """
+PATCHES = {
+    "gevent": """
+import gevent
 from gevent import monkey
 monkey.patch_all()
-import gevent, sys
+def spread(work):
+    gevent.joinall([gevent.spawn(work, who) for who in range(10)], raise_error=True)
+""",
+    "eventlet": """
+import warnings
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # of eventlet itself
+    import eventlet
+    eventlet.monkey_patch()
+def spread(work):
+    for thread in [eventlet.spawn(work, who) for who in range(10)]:
+        thread.wait()
+""",
+}
+GREENLETS = """
+import sys
 from flask_hybridsession.core.change import Change
 from flask_hybridsession.providers.sql import SqlProvider
 provider = SqlProvider(sys.argv[1], budget=30.0, pool_size=4)
@@ -317,16 +335,19 @@ def work(who):
         most = max(most, running)
         provider.commit(key, Change(puts={f"{who}.{n}": b"1"}), now)
         running -= 1
-gevent.joinall([gevent.spawn(work, who) for who in range(10)], raise_error=True)
+spread(work)
 print(len(provider.load(key, now).values), most)
 provider.close()
 """
 
 
-def test_greenlets(database: Database, provider: SqlProvider) -> None:
-    """While one waits for the database, others go on."""
+@pytest.mark.parametrize("kind", PATCHES)
+def test_greenlets(database: Database, provider: SqlProvider, kind: str) -> None:
+    """While one waits for the database, others go on; with eventlet without ``poll``."""
+    if find_spec(kind) is None:
+        pytest.skip(f"{kind} is not installed")
     done = subprocess.run(
-        [sys.executable, "-c", GREENLETS, database.url, KEY],
+        [sys.executable, "-c", PATCHES[kind] + GREENLETS, database.url, KEY],
         capture_output=True,
         text=True,
         timeout=LONG,

@@ -36,7 +36,8 @@ class Near:
     """Records by key, the one used last at the end.
 
     ``bound`` is for how many seconds at most a read may miss what another worker has written,
-    ``space`` what the names of all sessions begin with. Raises ``ConfigError``.
+    ``space`` what the names of all sessions begin with. ``term`` is another number once another
+    server is to be listened to. Raises ``ConfigError``.
     """
 
     def __init__(
@@ -45,12 +46,14 @@ class Near:
         space: bytes,
         bound: object,
         size: int = SIZE,
+        term: Callable[[], int] = int,
     ) -> None:
         valid = isinstance(bound, int | float) and not isinstance(bound, bool) and 0 < bound < inf
         if not valid:
             raise ConfigError("near_cache must be more than 0 seconds, as 1.0; leave it out: none.")
         self._bound = float(bound)  # type: ignore[arg-type]
         self._connect = connect
+        self._term = term
         self._space = space
         self._size = size
         self._start_over()
@@ -174,6 +177,7 @@ class Bus:
 
     def _follow(self) -> None:
         near = self._near
+        term = near._term()
         self._wire = wire = near._connect(monotonic() + max(near._bound, 1.0))
         try:
             prefixes = [part for digit in _DIGITS for part in (b"PREFIX", near._space + digit)]
@@ -184,6 +188,8 @@ class Bus:
                 asked = monotonic()
                 wire.send(pack(b"PING"), asked + near._bound)
                 self._hear(wire, b"PONG", asked + max(near._bound, 1.0))
+                if near._term() != term:
+                    raise ConnectionResetError("another server has become the master")
                 # Before it answered, it has said all that had changed when it was asked.
                 near._fresh_at = asked
                 self._hear_until(wire, asked + min(near._bound / _SIGNS, _SELDOM))

@@ -214,7 +214,7 @@ class RedisProvider(Provider, Lists, Users, Locks, Reports, Remote):
         give_up = time.monotonic() + timeout
         pause = _FIRST_TRY
         with own_budgets():  # who waits for another request does not wait for Redis
-            while self._ask(key, take, replies.okay_or_none) is None:
+            while self._ask(key, take, replies.okay_or_none, writes=True) is None:
                 left = give_up - time.monotonic()
                 if left <= 0:
                     raise TimeoutError(f"session {key[:12]}... is locked by another request")
@@ -262,9 +262,10 @@ class RedisProvider(Provider, Lists, Users, Locks, Reports, Remote):
         command: bytes,
         means: Meaning = replies.anything,
         damage: str = scripts.DAMAGE,
+        writes: bool = False,
     ) -> Any:
         part, ask = self._part(key), self._servers.ask
-        answer = self._call(lambda give_up: ask(part, command, means, give_up))
+        answer = self._call(lambda give_up: ask(part, command, means, give_up, writes))
         return _good(answer, key, damage)
 
     def _ask_each(self, commands: Mapping[str, bytes], means: Meaning) -> dict[str, Any]:
@@ -278,9 +279,10 @@ class RedisProvider(Provider, Lists, Users, Locks, Reports, Remote):
 
         def work(give_up: float) -> Any:
             ask = self._servers.ask
-            reply = ask(part, command(b"EVALSHA", script.sha), script.means, give_up)
+            means, writes = script.means, script.writes
+            reply = ask(part, command(b"EVALSHA", script.sha), means, give_up, writes)
             if isinstance(reply, Refused) and reply.code == "NOSCRIPT":
-                reply = ask(part, command(b"EVAL", script.text), script.means, give_up)
+                reply = ask(part, command(b"EVAL", script.text), means, give_up, writes)
             return reply
 
         return _good(self._call(work), key)
@@ -332,7 +334,10 @@ class RedisProvider(Provider, Lists, Users, Locks, Reports, Remote):
     def _make_near(self, bound: float) -> Near:
         if self._alone is None:
             raise ConfigError("near_cache does not work with a cluster: remove it.")
-        return Near(partial(self._servers.connect, protocol=3), self._alone, bound)
+        servers = self._servers
+        return Near(
+            partial(servers.connect, protocol=3), self._alone, bound, term=lambda: servers.term
+        )
 
     def _changing(self, *keys: str) -> AbstractContextManager[None]:
         return _nothing if self._near is None else self._near.changing(*keys)
@@ -382,6 +387,7 @@ def _good(answer: Any, key: str, damage: str = scripts.DAMAGE) -> Any:
 
 #: Answers of a server that serves, but not this. They come at once, so they open no breaker.
 REFUSALS = {
+    "FAILOVER": "is about to be replaced by another master: until then nothing is written",
     "MOVED": 'belongs to a cluster: write SESSION_OPTIONS = {"cluster": True}',
     "MISCONF": "cannot write to its disk, and accepts no changes",
     "NOAUTH": "wants a password: write it into SESSION_REDIS",

@@ -129,6 +129,14 @@ def invalidated(said: Reply) -> list[bytes] | None:
     return None if names is None else texts(names)
 
 
+def event(said: Reply) -> tuple[bytes, list[str]] | None:
+    """What a sentinel publishes: the kind, and the words. None: that it is there."""
+    if said[0] in (b"psubscribe", b"pong"):
+        return None
+    kind, _, channel, words = texts(said)
+    return (channel, words.decode().split()) if kind == b"pmessage" else _none(said)
+
+
 def role(reply: Reply) -> bytes:
     return text(reply[0])
 

@@ -393,6 +393,7 @@ end
 return living
 """,
     replies.keys,
+    writes=False,
 )
 
 #: 3 user. -> the keys of the user's sessions; what is no longer the user's leaves the list
@@ -410,6 +411,7 @@ end
 return living
 """,
     replies.keys,
+    writes=False,
 )
 
 #: 3 the lock's name, 4 whose it is.

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeAlias
 from ...core.errors import ProviderUnavailable
 from . import replies
 from .connect import Address, Given, Sentinels, unavailable
+from .watch import Watch
 from .wire import NONSENSE, Meaning, Pool, Refused, Wire, pack
 
 log = logging.getLogger("flask_hybridsession")
@@ -38,12 +39,16 @@ class Servers(Protocol):
     """Who answers. ``part`` is "", or in a cluster the first digit of a session's key."""
 
     parts: Sequence[str]
+    #: Another number as soon as another server has taken over.
+    term: int
 
-    def ask(self, part: str, command: bytes, means: Meaning, give_up: float) -> Any:
+    def ask(
+        self, part: str, command: bytes, means: Meaning, give_up: float, writes: bool = True
+    ) -> Any:
         """What the reply to one packed command means, before ``give_up`` (monotonic).
 
         An error that the server answers with is returned. Raises ``ProviderUnavailable``, and
-        ``CorruptData`` where the meaning does.
+        ``CorruptData`` where the meaning does. ``writes``: it would matter if it were lost.
         """
 
     def ask_each(
@@ -65,17 +70,31 @@ class One:
     """One server; with a service, the one that the sentinels name."""
 
     parts: Sequence[str] = ("",)
+    term = 0
 
     def __init__(self, given: Given, greet: Callable[[Wire, float], None]) -> None:
-        self._where = given.addresses[0] if given.service is None else Sentinels(given)
+        self._watch: Watch | None = None
+        self._where: Address | Sentinels = given.addresses[0]
+        if given.service is not None:
+            self._watch = Watch(given.addresses, given.service, self._moved)
+            self._where = Sentinels(given, self._watch)
         self._greet = greet
         self._pool = Pool(self._connect)
 
-    def ask(self, part: str, command: bytes, means: Meaning, give_up: float) -> Any:
+    def ask(
+        self, part: str, command: bytes, means: Meaning, give_up: float, writes: bool = True
+    ) -> Any:
+        if self._watch is not None:
+            self._watch.listen()
+            if writes and self._watch.is_moving():
+                return Refused("FAILOVER")
+        pool = self._pool
         try:
-            (reply,) = self._pool.ask(command, [means], give_up)
+            (reply,) = pool.ask(command, [means], give_up)
         except OSError as error:
             raise unavailable(self._name(), error) from error
+        if pool is not self._pool:
+            raise ProviderUnavailable("another server has become the master meanwhile")
         if isinstance(reply, Refused) and reply.code in AWAY:
             self._pool.close()  # a sentinel may know another master by now
             raise ProviderUnavailable(f"{self._name()} {AWAY[reply.code]}")
@@ -93,7 +112,15 @@ class One:
         return self._where.connect(give_up, protocol)
 
     def close(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
         self._pool.close()
+
+    def _moved(self) -> None:
+        """What the former master still answers counts for nothing."""
+        former, self._pool = self._pool, Pool(self._connect)
+        self.term += 1
+        former.end()
 
     def _connect(self, give_up: float) -> Wire:
         wire = self._where.connect(give_up)
@@ -108,6 +135,7 @@ class Cluster:
     """The masters of a cluster, by the slots that they serve."""
 
     parts: Sequence[str] = PARTS
+    term = 0
 
     def __init__(self, given: Given, greet: Callable[[Wire, float], None]) -> None:
         self._given = given
@@ -119,7 +147,9 @@ class Cluster:
         self._stale = True
         self._suspect: Node | None = None
 
-    def ask(self, part: str, command: bytes, means: Meaning, give_up: float) -> Any:
+    def ask(
+        self, part: str, command: bytes, means: Meaning, give_up: float, writes: bool = True
+    ) -> Any:
         if self._stale:
             self._look(give_up)
         node = self._owner(part)

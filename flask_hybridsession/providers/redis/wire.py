@@ -212,6 +212,7 @@ class Pool:
         self._connect = connect
         self._idle: deque[Wire] = deque()
         self._pid = os.getpid()
+        self._ended = False
 
     def ask(self, packed: bytes, meanings: Sequence[Meaning], give_up: float) -> list[Any]:
         """See ``Wire.ask``. Raises what ``connect`` raises too."""
@@ -229,6 +230,11 @@ class Pool:
         if self._pid == os.getpid():
             close_all(self._idle)
 
+    def end(self) -> None:
+        """Close all: those that are in use when their call is over."""
+        self._ended = True
+        self.close()
+
     def _take(self) -> Wire | None:
         if self._pid != os.getpid():  # those that a fork left here are the parent's
             self._idle, self._pid = deque(), os.getpid()
@@ -242,7 +248,7 @@ class Pool:
             wire.close()
 
     def _keep(self, wire: Wire) -> None:
-        if len(self._idle) < MOST_IDLE:
+        if len(self._idle) < MOST_IDLE and not self._ended:
             self._idle.append(wire)
         else:
             wire.close()

@@ -891,6 +891,118 @@ def test_a_worker_that_ends_leaves_its_misses_to_others(
         second.close()
 
 
+class Workers:
+    """Each with the same databases; the clock of all is this one's."""
+
+    def __init__(self, path: Path, rows: Rows, time_: FakeClock) -> None:
+        self.path = path
+        self.rows = rows
+        self.time = time_
+        self.all: list[Any] = []
+
+    def start(self) -> Any:
+        worker: Any = TieredProvider(HybridProvider(self.path), self.rows)
+        self.all.append(worker)
+        return worker
+
+    def dies_behind(self, number: int) -> str:
+        """One that leaves a commit untold. The key."""
+        worker = self.start()
+        key = create(worker, clock.now(), 10_000, n=0)
+        self.rows.down = True
+        worker.commit(key, Change(values(n=number)), clock.now())
+        worker.close()
+        self.rows.down = False
+        return key
+
+    def told(self, *keys: str) -> bool:
+        return all(self.rows.rows[key].values["n"] for key in keys)
+
+    def marks(self) -> dict[str, bool]:
+        marks: dict[str, bool] = self.all[-1]._ledger.marks()
+        return marks
+
+
+@pytest.fixture
+def workers(
+    tmp_path: Path, rows: Rows, now: float, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Workers]:
+    for name in ("_SIGN", "_LOOK"):
+        monkeypatch.setattr(follower, name, 0.02)
+    with FakeClock(now) as time_:
+        made = Workers(tmp_path, rows, time_)
+        yield made
+        for worker in made.all:
+            worker.close()
+
+
+def test_all_that_died_are_inherited_from(workers: Workers) -> None:
+    """Those that have not been silent for long, too, once they have."""
+    early = workers.dies_behind(1)
+    workers.time.advance(ledger.SILENCE - 5)
+    late = workers.dies_behind(2)
+    workers.time.advance(10)
+    heir = workers.start()
+    create(heir, clock.now(), n=3)
+    until(lambda: workers.told(early))
+    until(lambda: True not in workers.marks().values())
+    workers.time.advance(ledger.SILENCE)
+    until(lambda: workers.told(early, late) and in_step(heir) and not workers.marks())
+    assert heir.stats()["Rows 1"] == "in step"
+
+
+def test_those_that_live_on_inherit(workers: Workers) -> None:
+    """Without a restart, and without a request."""
+    living = workers.start()
+    create(living, clock.now(), n=1)
+    key = workers.dies_behind(2)
+    workers.time.advance(ledger.SILENCE + 1)
+
+    def inherited() -> bool:
+        living.purge(clock.now(), 1)  # as the clockwork does
+        return workers.told(key) and in_step(living) and not living._ledger.marks()
+
+    until(inherited)
+    until(lambda: living.stats()["Rows 1"] == "in step")
+
+
+def test_heirs_that_die_are_inherited_from(workers: Workers) -> None:
+    """All workers are started again, more than once."""
+    keys = [workers.dies_behind(n) for n in (1, 2)]
+    for _ in range(3):
+        workers.time.advance(ledger.SILENCE + 1)
+        heir = workers.start()
+        workers.rows.down = True
+        keys.append(create(heir, clock.now(), 10_000, n=1))
+        until(lambda heir=heir: set(heir._ledger.marks()) == {heir._followers[0]._mark})
+        heir.close()
+        workers.rows.down = False
+        workers.time.advance(ledger.SILENCE / 2)
+    workers.time.advance(ledger.SILENCE)
+    last = workers.start()
+    create(last, clock.now(), n=1)
+    until(lambda: workers.told(*(key for key in keys if key in workers.rows.rows)))
+    until(lambda: in_step(last) and not workers.marks())
+    assert set(keys) <= set(workers.rows.rows)
+
+
+def test_each_is_inherited_from_once(workers: Workers) -> None:
+    workers.dies_behind(1)
+    workers.time.advance(ledger.SILENCE + 1)
+    book = workers.start()._ledger
+    adopted: list[bool] = []
+    threads = [
+        threading.Thread(target=lambda n=n: adopted.append(book.adopt(f"Rows 1/{n}")))
+        for n in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(adopted) == [False] * 7 + [True]
+    assert list(book.marks().values()) == [False]
+
+
 def test_a_follower_that_is_behind_elsewhere_fills_nothing(tmp_path: Path, now: float) -> None:
     here, elsewhere = Rows(), Rows()
     one = TieredProvider(HybridProvider(tmp_path), here)

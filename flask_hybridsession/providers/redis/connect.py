@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import redis
 from redis.cluster import RedisCluster
@@ -17,7 +17,11 @@ from redis.connection import Connection, SSLConnection
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from ...core.errors import ConfigError, ProviderUnavailable
-from .wire import Wire, pack
+from . import replies
+from .wire import NONSENSE, Nonsense, Refused, Wire, pack
+
+if TYPE_CHECKING:
+    from .watch import Watch
 
 log = logging.getLogger("flask_hybridsession")
 
@@ -63,13 +67,20 @@ class Address(NamedTuple):
             if left <= 0:
                 raise TimeoutError("timed out")
             times = {"socket_timeout": left, "socket_connect_timeout": left}
-            return Wire(self.kind(**{**self.parameters, **times, "protocol": protocol}))
+            connection = self.kind(**{**self.parameters, **times, "protocol": protocol})
+            return self._opened(connection)
         except redis.exceptions.ResponseError as error:
             # Its text may repeat what it was sent: a password.
             missing = "database" if "DB index" in str(error) else "what our driver asks for"
             raise ProviderUnavailable(f"{self} does not have {missing}") from None
         except (redis.RedisError, OSError) as error:
             raise unavailable(self, error) from error
+
+    def _opened(self, connection: Any) -> Wire:
+        try:
+            return Wire(connection)
+        except NONSENSE as error:  # a name that is none, or what redis-py does not understand
+            raise Nonsense from error
 
     def __str__(self) -> str:
         given = self.parameters
@@ -194,7 +205,8 @@ def _address(kind: Any, parameters: Mapping[str, Any]) -> Address:
 class Sentinels:
     """Finds the master: the first sentinel that knows it is asked, and the master asked back."""
 
-    def __init__(self, given: Given) -> None:
+    def __init__(self, given: Given, watch: Watch | None = None) -> None:
+        self._watch = watch
         self._sentinels = list(given.addresses)
         self._behind = given.behind
         self._service = str(given.service)
@@ -207,13 +219,17 @@ class Sentinels:
             rest = len(self._sentinels) - number
             # A sentinel that is frozen must leave time for the next one, and for the master.
             try:
-                host, port = self._ask(sentinel, monotonic() + left / (rest + 1))
-                wire = self._behind.at(host, port).connect(give_up, protocol)
+                node = self._ask(sentinel, monotonic() + left / (rest + 1))
+                if self._watch is not None and self._watch.has_left(node):
+                    continue
+                wire = self._behind.at(*node).connect(give_up, protocol)
             except ProviderUnavailable as error:
                 failed = error
                 continue
             if _is_master(wire, give_up):
                 self._prefer(sentinel)
+                if self._watch is not None:
+                    self._watch.known = node
                 return wire
             wire.close()
         raise ProviderUnavailable(
@@ -221,27 +237,33 @@ class Sentinels:
         ) from failed
 
     def _ask(self, sentinel: Address, give_up: float) -> tuple[str, int]:
-        wire = sentinel.connect(give_up)
-        command = pack(b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", self._service.encode())
-        try:
-            (reply,) = wire.ask(command, 1, give_up)
-        except OSError as error:
-            raise unavailable(sentinel, error) from error
-        finally:
-            wire.close()
-        if not isinstance(reply, list):
-            raise ProviderUnavailable(f"a sentinel does not know the service {self._service!r}")
-        return reply[0].decode(), int(reply[1])
+        return ask_for_master(sentinel, self._service, give_up)
 
     def _prefer(self, sentinel: Address) -> None:
         if self._sentinels[0] is not sentinel:
             self._sentinels = [sentinel, *(s for s in self._sentinels if s is not sentinel)]
 
 
+def ask_for_master(sentinel: Address, service: str, give_up: float) -> tuple[str, int]:
+    """Where this sentinel believes the master to be. Raises ``ProviderUnavailable``."""
+    wire = sentinel.connect(give_up)
+    command = pack(b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", service.encode())
+    try:
+        (reply,) = wire.ask(command, [replies.address_or_none], give_up)
+    except OSError as error:
+        raise unavailable(sentinel, error) from error
+    finally:
+        wire.close()
+    if reply is None or isinstance(reply, Refused):
+        raise ProviderUnavailable(f"a sentinel does not know the service {service!r}")
+    host, port = reply
+    return host, port
+
+
 def _is_master(wire: Wire, give_up: float) -> bool:
     """A sentinel that was cut off may still name a master of before."""
     try:
-        (role,) = wire.ask(pack(b"ROLE"), 1, give_up)
+        (role,) = wire.ask(pack(b"ROLE"), [replies.role], give_up)
     except OSError:
         return False
-    return isinstance(role, list) and role[0] == b"master"
+    return bool(role == b"master")

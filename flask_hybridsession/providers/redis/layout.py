@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from math import isnan
+from math import isfinite, isnan
 from typing import Any
 
 from ...core.change import Change, Record
@@ -54,8 +54,8 @@ def unpack(key: str, fields: Sequence[bytes]) -> Record:
         if len(times) != _LENGTH or times[0] != _VERSION:
             raise ValueError("no times")
         created, touched, deadline = _times.unpack_from(times, 1)
-        if isnan(deadline):
-            raise ValueError("no deadline")
+        if isnan(deadline) or not (isfinite(created) and isfinite(touched)):
+            raise ValueError("no times")
     except (ValueError, TypeError):
         raise corrupt(key) from None
     return Record(key, values, created, touched, deadline, user, device)

@@ -19,7 +19,8 @@ from weakref import WeakSet
 
 from ...core.change import Record
 from ...core.errors import ConfigError, ProviderUnavailable
-from .wire import Push, Refused, Reply, Wire, pack
+from . import replies
+from .wire import NONSENSE, Nonsense, Push, Refused, Reply, Wire, pack
 
 log = logging.getLogger("flask_hybridsession")
 
@@ -35,7 +36,8 @@ class Near:
     """Records by key, the one used last at the end.
 
     ``bound`` is for how many seconds at most a read may miss what another worker has written,
-    ``space`` what the names of all sessions begin with. Raises ``ConfigError``.
+    ``space`` what the names of all sessions begin with. ``term`` is another number once another
+    server is to be listened to. Raises ``ConfigError``.
     """
 
     def __init__(
@@ -44,12 +46,14 @@ class Near:
         space: bytes,
         bound: object,
         size: int = SIZE,
+        term: Callable[[], int] = int,
     ) -> None:
         valid = isinstance(bound, int | float) and not isinstance(bound, bool) and 0 < bound < inf
         if not valid:
             raise ConfigError("near_cache must be more than 0 seconds, as 1.0; leave it out: none.")
         self._bound = float(bound)  # type: ignore[arg-type]
         self._connect = connect
+        self._term = term
         self._space = space
         self._size = size
         self._start_over()
@@ -173,16 +177,19 @@ class Bus:
 
     def _follow(self) -> None:
         near = self._near
+        term = near._term()
         self._wire = wire = near._connect(monotonic() + max(near._bound, 1.0))
         try:
             prefixes = [part for digit in _DIGITS for part in (b"PREFIX", near._space + digit)]
             wire.send(pack(b"CLIENT", b"TRACKING", b"ON", b"BCAST", *prefixes), monotonic() + 1.0)
-            self._hear(wire, monotonic() + 1.0)
+            self._hear(wire, b"OK", monotonic() + 1.0)
             near.flush()
             while not self._stopped.is_set():
                 asked = monotonic()
                 wire.send(pack(b"PING"), asked + near._bound)
-                self._hear(wire, asked + max(near._bound, 1.0))
+                self._hear(wire, b"PONG", asked + max(near._bound, 1.0))
+                if near._term() != term:
+                    raise ConnectionResetError("another server has become the master")
                 # Before it answered, it has said all that had changed when it was asked.
                 near._fresh_at = asked
                 self._hear_until(wire, asked + min(near._bound / _SIGNS, _SELDOM))
@@ -192,15 +199,14 @@ class Bus:
             self._wire = None
             wire.close()
 
-    def _hear(self, wire: Wire, give_up: float) -> None:
-        """Until an answer; invalidations may come before it. Raises ``OSError`` without one."""
-        while True:
-            said = wire.listen(give_up)
-            if isinstance(said, Refused):
-                raise ProviderUnavailable(f"Redis answers {said.code}")
-            if not isinstance(said, Push):
-                return
+    def _hear(self, wire: Wire, answer: bytes, give_up: float) -> None:
+        """Until the answer; invalidations may come before it. Raises ``OSError`` without it."""
+        while isinstance(said := wire.listen(give_up), Push):
             self._invalidate(said)
+        if isinstance(said, Refused):
+            raise ProviderUnavailable(f"Redis answers {said.code}")
+        if said != answer:
+            raise Nonsense
 
     def _hear_until(self, wire: Wire, moment: float) -> None:
         try:
@@ -210,13 +216,15 @@ class Bus:
             pass  # nothing more to hear for now
 
     def _invalidate(self, said: Reply) -> None:
-        if not isinstance(said, Push) or said[0] != b"invalidate":
-            return
-        if said[1] is None:
+        try:
+            names = replies.invalidated(said)
+        except NONSENSE as error:
+            raise Nonsense from error
+        if names is None:
             self._near.flush()
         else:
             start = len(self._near._space)
-            self._near.drop(*(name[start:].decode(errors="replace") for name in said[1]))
+            self._near.drop(*(name[start:].decode(errors="replace") for name in names))
 
 
 _nears: WeakSet[Near] = WeakSet()

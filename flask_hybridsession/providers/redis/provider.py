@@ -6,9 +6,10 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...core import clock
@@ -17,18 +18,19 @@ from ...core.change import Change, Record
 from ...core.errors import (
     ConfigError,
     Conflict,
+    CorruptData,
     KeyTaken,
     ProviderUnavailable,
     SessionGone,
 )
 from ...core.provider import Lists, Locks, Provider, Remote, Reports, Users
-from . import scripts
+from . import replies, scripts
 from .connect import read
-from .layout import change_parts, corrupt, encode, is_alias, pack_time, unpack
+from .layout import change_parts, corrupt, encode, pack_time, unpack
 from .near import Near
 from .scripts import Script
 from .servers import Cluster, One, Servers
-from .wire import Refused, Reply, Wire, pack
+from .wire import Meaning, Refused, Wire, pack
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -43,6 +45,8 @@ T = TypeVar("T")
 _FIRST_TRY, _LAST_TRY = 0.002, 0.05
 #: Keys that are looked at in one call while all are listed.
 _SLICE = 500
+#: Calls of one purge for one part at most; the next sweep goes on.
+_MOST_SLICES = 1_000
 
 
 class RedisProvider(Provider, Lists, Users, Locks, Reports, Remote):
@@ -110,26 +114,22 @@ class RedisProvider(Provider, Lists, Users, Locks, Reports, Remote):
 
     def _load(self, key: str, now: float) -> Record | None:
         """The record, alive or not."""
-        fields = self._ask(key, pack(b"HGETALL", self._space(key) + key.encode()))
-        if not fields:
-            return None
-        if is_alias(fields):
-            found = self._run(scripts.LOAD, key, now, key.encode())
-            if found is None:
-                return None
-            key, fields = found[0].decode(), found[1]
-        return unpack(key, fields)
+        command = pack(b"HGETALL", self._space(key) + key.encode())
+        record = self._ask(key, command, partial(replies.stored, key), damage="WRONGTYPE")
+        if record is replies.ALIAS:
+            record = self._run(scripts.LOAD, key, now, key.encode())
+        return record  # type: ignore[no-any-return]
 
     def commit(self, key: str, change: Change, now: float) -> None:
         with self._changing(key):
-            reply = self._run(scripts.COMMIT, key, now, key.encode(), *change_parts(change))
-            self._forget(reply)
-        if reply == b"gone":
+            outcome = self._run(scripts.COMMIT, key, now, key.encode(), *change_parts(change))
+            self._forget(outcome)
+        if outcome == "gone":
             raise SessionGone(key)
-        if reply == b"taken":
+        if outcome == "taken":
             raise KeyTaken(key)
-        if isinstance(reply, list):
-            raise Conflict(unpack(reply[0].decode(), reply[1]))
+        if isinstance(outcome, Record):
+            raise Conflict(outcome)
 
     def rename(self, old: str, new: str, now: float, alias_until: float | None = None) -> None:
         if old[: self.kinship] != new[: self.kinship]:
@@ -138,32 +138,39 @@ class RedisProvider(Provider, Lists, Users, Locks, Reports, Remote):
             )
         until = pack_time(alias_until)
         with self._changing(old, new):
-            reply = self._run(scripts.RENAME, old, now, old.encode(), new.encode(), until)
-            self._forget(reply)
-        if reply == b"gone":
+            outcome = self._run(scripts.RENAME, old, now, old.encode(), new.encode(), until)
+            self._forget(outcome)
+        if outcome == "gone":
             raise SessionGone(old)
-        if reply == b"taken":
+        if outcome == "taken":
             raise KeyTaken(new)
 
     def destroy(self, key: str) -> bool:
         with self._changing(key):
-            reply = self._run(scripts.DESTROY, key, clock.now(), key.encode())
-            self._forget(reply)
-        return reply is not None
+            destroyed = self._run(scripts.DESTROY, key, clock.now(), key.encode())
+            self._forget(destroyed)
+        return destroyed is not None
 
     def next_deadline(self) -> float | None:
         firsts = self._run_each(scripts.FIRST, self._spaces, 0.0).values()
-        first = min((float(first) for first in firsts if first is not None), default=None)
-        return None if first == float("inf") else first
+        first = min((first for first in firsts if first is not None), default=inf)
+        return None if first == inf else first
 
     def purge(self, now: float, limit: int) -> list[Record]:
         claimed: list[Record] = []
         for part in self._due(now):
-            again = True
-            while again and len(claimed) < limit:
-                left = b"%d" % (limit - len(claimed))
-                again, *found = self._run(scripts.PURGE, part, now, left)
-                claimed += self._readable(found)
+            for _ in range(_MOST_SLICES):
+                try:
+                    again, found = self._run(
+                        scripts.PURGE, part, now, b"%d" % (limit - len(claimed))
+                    )
+                except ProviderUnavailable:
+                    if not claimed:
+                        raise
+                    return claimed  # those that are gone are the caller's to announce
+                claimed += [self._announced(key, fields, now) for key, fields in found]
+                if not again or len(claimed) >= limit:
+                    break
         return claimed
 
     def close(self) -> None:
@@ -182,21 +189,21 @@ class RedisProvider(Provider, Lists, Users, Locks, Reports, Remote):
             while True:
                 scan = pack(b"ZSCAN", space + b"@due", cursor, b"COUNT", b"%d" % _SLICE)
                 with own_budgets():
-                    cursor, found = self._ask(part, scan)
+                    cursor, found = self._ask(part, scan, replies.scanned)
                     new = [key for key in found[::2] if key not in seen]
                     living = self._run(scripts.LIVING, part, now, *new) if new else []
                 seen.update(new)
-                yield from map(bytes.decode, living)
+                yield from living
                 if cursor == b"0":
                     break
 
     def count(self, now: float) -> int:
         commands = {part: pack(b"ZCARD", s + b"@due") for part, s in self._spaces.items()}
-        return sum(self._call(lambda give_up: self._servers.ask_each(commands, give_up)).values())
+        return sum(self._ask_each(commands, replies.number).values())
 
     def keys_of(self, user: str, now: float) -> list[str]:
         found = self._run_each(scripts.OF_USER, self._spaces, now, encode(user))
-        return [key.decode() for keys in found.values() for key in keys]
+        return [key for keys in found.values() for key in keys]
 
     @contextmanager
     def lock(self, key: str, timeout: float, lease: float) -> Iterator[None]:
@@ -207,13 +214,13 @@ class RedisProvider(Provider, Lists, Users, Locks, Reports, Remote):
         give_up = time.monotonic() + timeout
         pause = _FIRST_TRY
         with own_budgets():  # who waits for another request does not wait for Redis
-            while self._ask(key, take) is None:
+            while self._ask(key, take, replies.okay_or_none, writes=True) is None:
                 left = give_up - time.monotonic()
                 if left <= 0:
                     raise TimeoutError(f"session {key[:12]}... is locked by another request")
                 time.sleep(min(left, pause * random.uniform(0.5, 1.0)))  # noqa: S311  (no secret)
                 pause = min(2 * pause, _LAST_TRY)
-        self._forget(key.encode())  # what the one before has written is read
+        self._forget(key)  # what the one before has written is read
         try:
             yield
         finally:
@@ -225,13 +232,13 @@ class RedisProvider(Provider, Lists, Users, Locks, Reports, Remote):
 
     def stats(self) -> dict[str, int | float | str]:
         part = next(iter(self._spaces))
-        info = _info(self._ask(part, pack(b"INFO")))
+        info = _info(self._ask(part, pack(b"INFO"), replies.text))
         return {
             "sessions": self.count(clock.now()),
             "server": f"{info.get('server_name', 'redis')} "
             f"{info.get('valkey_version', info.get('redis_version', '?'))}",
             "nodes": "cluster" if self.kinship else "one",
-            "used_memory": int(info.get("used_memory", 0)),
+            "used_memory": info.get("used_memory", "?"),
             "maxmemory_policy": info.get("maxmemory_policy", "?"),
             "near_cache": 0 if self._near is None else len(self._near),
         }
@@ -249,37 +256,53 @@ class RedisProvider(Provider, Lists, Users, Locks, Reports, Remote):
     def _call(self, work: Callable[[float], T]) -> T:
         return self.breaker.call(lambda seconds: work(time.monotonic() + seconds))
 
-    def _ask(self, key: str, command: bytes) -> Reply:
-        part = self._part(key)
-        return _good(self._call(partial(self._servers.ask, part, command)), key)
+    def _ask(
+        self,
+        key: str,
+        command: bytes,
+        means: Meaning = replies.anything,
+        damage: str = scripts.DAMAGE,
+        writes: bool = False,
+    ) -> Any:
+        part, ask = self._part(key), self._servers.ask
+        answer = self._call(lambda give_up: ask(part, command, means, give_up, writes))
+        return _good(answer, key, damage)
 
-    def _run(self, script: Script, key: str, now: float, *arguments: bytes) -> Reply:
+    def _ask_each(self, commands: Mapping[str, bytes], means: Meaning) -> dict[str, Any]:
+        ask = self._servers.ask_each
+        answers = self._call(lambda give_up: ask(commands, means, give_up))
+        return {part: _good(reply, part) for part, reply in answers.items()}
+
+    def _run(self, script: Script, key: str, now: float, *arguments: bytes) -> Any:
         """Run it where ``key`` is; a part's name will do."""
         part, command = self._part(key), self._script(script, key, now, arguments)
 
-        def work(give_up: float) -> Reply:
-            reply = self._servers.ask(part, command(b"EVALSHA", script.sha), give_up)
+        def work(give_up: float) -> Any:
+            ask = self._servers.ask
+            means, writes = script.means, script.writes
+            reply = ask(part, command(b"EVALSHA", script.sha), means, give_up, writes)
             if isinstance(reply, Refused) and reply.code == "NOSCRIPT":
-                reply = self._servers.ask(part, command(b"EVAL", script.text), give_up)
+                reply = ask(part, command(b"EVAL", script.text), means, give_up, writes)
             return reply
 
         return _good(self._call(work), key)
 
     def _run_each(
         self, script: Script, parts: Iterable[str], now: float, *arguments: bytes
-    ) -> dict[str, Reply]:
+    ) -> dict[str, Any]:
         commands = {part: self._script(script, part, now, arguments) for part in parts}
 
-        def work(give_up: float) -> dict[str, Reply]:
-            replies = self._servers.ask_each(
+        def work(give_up: float) -> dict[str, Any]:
+            answers = self._servers.ask_each(
                 {part: command(b"EVALSHA", script.sha) for part, command in commands.items()},
+                script.means,
                 give_up,
             )
-            for part, reply in replies.items():
+            for part, reply in answers.items():
                 if isinstance(reply, Refused) and reply.code == "NOSCRIPT":
                     whole = commands[part](b"EVAL", script.text)
-                    replies[part] = self._servers.ask(part, whole, give_up)
-            return replies
+                    answers[part] = self._servers.ask(part, whole, script.means, give_up)
+            return answers
 
         return {part: _good(reply, part) for part, reply in self._call(work).items()}
 
@@ -296,34 +319,40 @@ class RedisProvider(Provider, Lists, Users, Locks, Reports, Remote):
         if self._alone is not None:
             return [""]
         firsts = self._run_each(scripts.FIRST, self._spaces, now)
-        due = [part for part, at in firsts.items() if at is not None and float(at) <= now]
+        due = [part for part, at in firsts.items() if at is not None and at <= now]
         random.shuffle(due)  # workers that sweep at once do not all begin with the same part
         return due
 
-    def _readable(self, found: list[list[Any]]) -> Iterator[Record]:
-        for key, fields in found:
-            self._forget(key)
-            yield unpack(key.decode(), fields)
+    def _announced(self, key: str, fields: list[bytes], now: float) -> Record:
+        self._forget(key)
+        try:
+            return unpack(key, fields)
+        except CorruptData:
+            log.error("session %s... was damaged; it has expired", key[:12])
+            return Record(key, {}, now, now, now)
 
     def _make_near(self, bound: float) -> Near:
         if self._alone is None:
             raise ConfigError("near_cache does not work with a cluster: remove it.")
-        return Near(partial(self._servers.connect, protocol=3), self._alone, bound)
+        servers = self._servers
+        return Near(
+            partial(servers.connect, protocol=3), self._alone, bound, term=lambda: servers.term
+        )
 
     def _changing(self, *keys: str) -> AbstractContextManager[None]:
         return _nothing if self._near is None else self._near.changing(*keys)
 
-    def _forget(self, key: Reply) -> None:
+    def _forget(self, key: Any) -> None:
         """What a script says that it changed is not served from the near cache."""
-        if self._near is not None and isinstance(key, bytes):
-            self._near.drop(key.decode())
+        if self._near is not None and isinstance(key, str):
+            self._near.drop(key)
 
     def _greet(self, wire: Wire, give_up: float) -> None:
         """On the first connection: would this server throw sessions away?"""
         if self._greeted:
             return
         try:
-            (reply,) = wire.ask(pack(b"INFO", b"memory"), 1, give_up)
+            (reply,) = wire.ask(pack(b"INFO", b"memory"), [replies.text], give_up)
         except OSError as error:
             wire.close()
             raise ProviderUnavailable("Redis does not answer in time") from error
@@ -344,17 +373,21 @@ class RedisProvider(Provider, Lists, Users, Locks, Reports, Remote):
 _nothing = nullcontext()
 
 
-def _good(reply: Reply, key: str) -> Reply:
-    """The reply, unless the server refused: what it says there is for whoever runs the site."""
-    if not isinstance(reply, Refused):
-        return reply
-    if reply.code in ("CORRUPT", "WRONGTYPE"):
+def _good(answer: Any, key: str, damage: str = scripts.DAMAGE) -> Any:
+    """The answer, unless the server refused: what it says there is for whoever runs the site.
+
+    ``damage`` is what it says when something else than a session lies under the key.
+    """
+    if not isinstance(answer, Refused):
+        return answer
+    if answer.code == damage:
         raise corrupt(key)
-    raise ProviderUnavailable(f"Redis {REFUSALS.get(reply.code, f'answers {reply.code}')}")
+    raise ProviderUnavailable(f"Redis {REFUSALS.get(answer.code, f'answers {answer.code}')}")
 
 
 #: Answers of a server that serves, but not this. They come at once, so they open no breaker.
 REFUSALS = {
+    "FAILOVER": "is about to be replaced by another master: until then nothing is written",
     "MOVED": 'belongs to a cluster: write SESSION_OPTIONS = {"cluster": True}',
     "MISCONF": "cannot write to its disk, and accepts no changes",
     "NOAUTH": "wants a password: write it into SESSION_REDIS",
@@ -362,11 +395,13 @@ REFUSALS = {
     "SESSION_KEY_PREFIX, +@hash +@sortedset +@keyspace +@string +@scripting, and +info",
     "NOREPLICAS": "has fewer replicas than it needs to accept changes (min-replicas-to-write)",
     "OOM": "is out of memory: raise maxmemory",
+    "WRONGTYPE": "holds something else under a name that begins with SESSION_KEY_PREFIX and @: "
+    "does another app use that prefix?",
 }
 
 
-def _info(reply: Reply) -> dict[str, str]:
-    lines = reply.decode(errors="replace").splitlines() if isinstance(reply, bytes) else []
+def _info(text: bytes) -> dict[str, str]:
+    lines = text.decode(errors="replace").splitlines()
     return {name: value for name, _, value in (line.partition(":") for line in lines)}
 
 

@@ -12,8 +12,8 @@ Beside them ``@due``, all sessions by deadline; ``@ends``, all aliases by end; `
 user's sessions by deadline; ``@lock:...``. In a cluster all names of one part begin with its tag.
 
 While a cluster moves a slot, a part of what a script needs may be here and a part there. So it
-names the lists in its KEYS, and looks at all else that it will change before it changes anything:
-then it is refused as a whole.
+names the lists in its KEYS, and looks at all that it will change before it changes anything: then
+it is refused as a whole, as it is when something else lies under one of these names.
 
 Times travel as doubles, so a deadline is exact. Native expiry counts from the app's clock, like
 everything: it only removes what nobody purged.
@@ -23,8 +23,13 @@ from __future__ import annotations
 
 from hashlib import sha1
 
+from . import replies
+from .wire import Meaning
+
 #: Seconds that the server keeps a session beyond its deadline, so that a purge can announce it.
 GRACE = 86_400
+#: What a script says of a session's name under which something else lies.
+DAMAGE = "CORRUPT"
 
 _PRELUDE = (
     f"local GRACE = {GRACE * 1000}\n"
@@ -34,9 +39,17 @@ local due, ends = KEYS[2], KEYS[3]
 
 local function number(x) return string.format('%.17g', x) end
 
+-- Whether a command met something else under a name than what it is for. Other errors go on.
+local function is_of_another_type(found)
+  if type(found) ~= 'table' or not found.err then return false end
+  if not string.find(found.err, 'WRONGTYPE', 1, true) then error(found.err) end
+  return true
+end
+
 -- What lies under a key: {alias}, or {false, times, user, aliases}, or nothing.
 local function look(key)
-  local there = redis.call('HMGET', space .. key, '>', 'm', 'u', 'a')
+  local there = redis.pcall('HMGET', space .. key, '>', 'm', 'u', 'a')
+  if is_of_another_type(there) then error('CORRUPT') end
   if there[1] then
     if #there[1] ~= 73 or string.byte(there[1]) ~= 1 then error('CORRUPT') end
   elseif there[2] then
@@ -93,9 +106,14 @@ local function enlist(key, deadline, user)
   expire(list, tonumber(redis.call('ZRANGE', list, -1, -1, 'WITHSCORES')[2]))
 end
 
+-- An end must not fail for a user's list that is none.
+local function leave(user, key)
+  is_of_another_type(redis.pcall('ZREM', user_list(user), key))
+end
+
 local function delist(key, user)
   redis.call('ZREM', due, key)
-  if user then redis.call('ZREM', user_list(user), key) end
+  if user then leave(user, key) end
 end
 
 -- {alias, its end} for each alias in the session's list that still leads to the key.
@@ -103,8 +121,8 @@ local function aliases_of(key, there)
   local found = {}
   for i = 1, #(there[4] or ''), 64 do
     local alias = string.sub(there[4], i, i + 63)
-    local mark = redis.call('HGET', space .. alias, '>')
-    if mark and string.sub(mark, 10) == key then
+    local mark = redis.pcall('HGET', space .. alias, '>')
+    if not is_of_another_type(mark) and mark and string.sub(mark, 10) == key then
       found[#found + 1] = {alias, (struct.unpack('<d', mark, 2))}
     end
   end
@@ -113,7 +131,9 @@ end
 
 -- All that lies beside a session, looked at before anything is changed.
 local function beside(key, there)
+  redis.call('ZCARD', due)
   if there[3] then redis.call('EXISTS', user_list(there[3])) end
+  if there[4] then redis.call('ZCARD', ends) end
   return aliases_of(key, there)
 end
 
@@ -151,25 +171,35 @@ end
 
 
 class Script:
-    """A text for the server, after the prelude. Its KEYS are a session, ``@due`` and ``@ends``."""
+    """A text for the server, after the prelude. Its KEYS are a session, ``@due`` and ``@ends``.
 
-    def __init__(self, text: str) -> None:
+    ``means`` is what it may return.
+    """
+
+    def __init__(self, text: str, means: Meaning, writes: bool = True) -> None:
         self.text = (_PRELUDE + text).encode()
+        self.means = means
+        self.writes = writes
         # The server's name for it, no secret's.
         self.sha = sha1(self.text, usedforsecurity=False).hexdigest().encode()
 
 
 #: Follow an alias in one step. -> {key, fields and values}
-LOAD = Script("""
+LOAD = Script(
+    """
 local key, there = find(ARGV[3])
 if not lives(there) then return false end
 return {key, redis.call('HGETALL', space .. key)}
-""")
+""",
+    replies.record_or_none,
+    writes=False,
+)
 
 #: 3 key, 4 flags, 5 deadline, 6 touched, 7 user, 8 device, 9 how many names are expected, each with
 #: its value; how many are dropped, and their fields; the rest is put, field by field.
 #: -> the key that it landed on, or 'gone', or 'taken', or {key, fields and values}: a conflict
-COMMIT = Script("""
+COMMIT = Script(
+    """
 local create, wipe = ARGV[4] == 'create', ARGV[4] == 'wipe'
 local key, there = find(ARGV[3])
 local alive = lives(there)
@@ -189,7 +219,7 @@ end
 local user = there[3]
 if create then user = false end
 if ARGV[7] ~= '' then user = ARGV[7] ~= '-' and string.sub(ARGV[7], 2) end
-if user then redis.call('EXISTS', user_list(user)) end
+if user then redis.call('ZCARD', user_list(user)) end
 local aliases = beside(key, there)
 
 local created, touched, deadline = now, now, math.huge
@@ -231,7 +261,7 @@ end
 in_slices('HSET', hash, puts)
 
 local moved = create or deadline ~= before
-if there[3] and there[3] ~= user then redis.call('ZREM', user_list(there[3]), key) end
+if there[3] and there[3] ~= user then leave(there[3], key) end
 if moved or user ~= (there[3] or false) then enlist(key, deadline, user) end
 if moved then
   expire(hash, deadline)
@@ -240,10 +270,13 @@ if moved then
   end
 end
 return key
-""")
+""",
+    replies.outcome,
+)
 
 #: 3 old, 4 new, 5 the alias's end, or nothing. -> the key it had, or 'gone', or 'taken'
-RENAME = Script("""
+RENAME = Script(
+    """
 local old, there = find(ARGV[3])
 local new = ARGV[4]
 if not lives(there) then return 'gone' end
@@ -251,6 +284,8 @@ local _, other = find(new)
 if lives(other) then return 'taken' end
 local _, _, deadline = times(there)
 local stops = ARGV[5] ~= '' and struct.unpack('<d', ARGV[5])
+redis.call('ZCARD', ends)
+if there[3] then redis.call('ZCARD', user_list(there[3])) end
 local earlier, aliases = beside(old, there), {}
 remove(new, look(new))
 redis.call('RENAME', space .. old, space .. new)
@@ -277,10 +312,13 @@ elseif there[4] then
   redis.call('HDEL', space .. new, 'a')
 end
 return old
-""")
+""",
+    replies.outcome,
+)
 
 #: 3 key. -> the key it had, or nothing. Damaged, it goes too: a logout must not fail for that.
-DESTROY = Script("""
+DESTROY = Script(
+    """
 local well, key, there = pcall(find, ARGV[3])
 if not well then
   redis.call('ZREM', due, ARGV[3])
@@ -290,20 +328,29 @@ end
 if not there[2] then return false end
 remove(key, there)
 return key
-""")
+""",
+    replies.key_or_none,
+)
 
 #: -> the time when something ends next, or nothing
-FIRST = Script("""
+FIRST = Script(
+    """
 local first
 for _, list in ipairs({due, ends}) do
   local next = redis.call('ZRANGE', list, 0, 0, 'WITHSCORES')[2]
   if next and (not first or tonumber(next) < tonumber(first)) then first = next end
 end
 return first
-""")
+""",
+    replies.moment_or_none,
+    writes=False,
+)
 
 #: 3 how many. -> {whether to ask again, {key, fields and values}, ...}
-PURGE = Script("""
+PURGE = Script(
+    """
+local limit = tonumber(ARGV[3])
+local found = redis.call('ZRANGEBYSCORE', due, '-inf', number(now), 'LIMIT', 0, limit)
 local ended = redis.call('ZRANGEBYSCORE', ends, '-inf', number(now), 'LIMIT', 0, 500)
 for _, alias in ipairs(ended) do
   local well, there = pcall(look, alias)
@@ -313,8 +360,6 @@ for _, alias in ipairs(ended) do
     redis.call('ZREM', ends, alias)
   end
 end
-local limit = tonumber(ARGV[3])
-local found = redis.call('ZRANGEBYSCORE', due, '-inf', number(now), 'LIMIT', 0, limit)
 local claimed = {(#ended == 500 or #found == limit) and 1 or 0}
 for _, key in ipairs(found) do
   local well, there = pcall(look, key)
@@ -322,17 +367,20 @@ for _, key in ipairs(found) do
     redis.call('ZREM', due, key)
   elseif lives(there) then
     local _, _, deadline = times(there)
-    enlist(key, deadline, there[3])
+    pcall(enlist, key, deadline, there[3])
   else
     claimed[#claimed + 1] = {key, redis.call('HGETALL', space .. key)}
     remove(key, there)
   end
 end
 return claimed
-""")
+""",
+    replies.claimed,
+)
 
 #: The rest are keys. -> those that live; what has no session any more leaves the list
-LIVING = Script("""
+LIVING = Script(
+    """
 local living = {}
 for i = 3, #ARGV do
   local well, there = pcall(look, ARGV[i])
@@ -343,10 +391,14 @@ for i = 3, #ARGV do
   end
 end
 return living
-""")
+""",
+    replies.keys,
+    writes=False,
+)
 
 #: 3 user. -> the keys of the user's sessions; what is no longer the user's leaves the list
-OF_USER = Script("""
+OF_USER = Script(
+    """
 local list, living = user_list(ARGV[3]), {}
 for _, key in ipairs(redis.call('ZRANGE', list, 0, -1)) do
   local well, there = pcall(look, key)
@@ -357,10 +409,16 @@ for _, key in ipairs(redis.call('ZRANGE', list, 0, -1)) do
   end
 end
 return living
-""")
+""",
+    replies.keys,
+    writes=False,
+)
 
 #: 3 the lock's name, 4 whose it is.
-UNLOCK = Script("""
+UNLOCK = Script(
+    """
 if redis.call('GET', ARGV[3]) ~= ARGV[4] then return 0 end
 return redis.call('DEL', ARGV[3])
-""")
+""",
+    replies.number,
+)

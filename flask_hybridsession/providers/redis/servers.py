@@ -7,11 +7,13 @@ from binascii import crc_hqx
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from ...core.errors import ProviderUnavailable
+from . import replies
 from .connect import Address, Given, Sentinels, unavailable
-from .wire import Pool, Refused, Reply, Wire, pack
+from .watch import Watch
+from .wire import NONSENSE, Meaning, Pool, Refused, Wire, pack
 
 log = logging.getLogger("flask_hybridsession")
 
@@ -37,15 +39,22 @@ class Servers(Protocol):
     """Who answers. ``part`` is "", or in a cluster the first digit of a session's key."""
 
     parts: Sequence[str]
+    #: Another number as soon as another server has taken over.
+    term: int
 
-    def ask(self, part: str, command: bytes, give_up: float) -> Reply:
-        """The reply to one packed command, before ``give_up`` (monotonic).
+    def ask(
+        self, part: str, command: bytes, means: Meaning, give_up: float, writes: bool = True
+    ) -> Any:
+        """What the reply to one packed command means, before ``give_up`` (monotonic).
 
-        An error that the server answers with is returned. Raises ``ProviderUnavailable``.
+        An error that the server answers with is returned. Raises ``ProviderUnavailable``, and
+        ``CorruptData`` where the meaning does. ``writes``: it would matter if it were lost.
         """
 
-    def ask_each(self, commands: Mapping[str, bytes], give_up: float) -> dict[str, Reply]:
-        """The replies to one command for each of several parts."""
+    def ask_each(
+        self, commands: Mapping[str, bytes], means: Meaning, give_up: float
+    ) -> dict[str, Any]:
+        """The same for one command for each of several parts."""
 
     def check(self, seconds: float) -> None:
         """Raise ``ProviderUnavailable`` unless there is an answer on a new connection."""
@@ -61,24 +70,40 @@ class One:
     """One server; with a service, the one that the sentinels name."""
 
     parts: Sequence[str] = ("",)
+    term = 0
 
     def __init__(self, given: Given, greet: Callable[[Wire, float], None]) -> None:
-        self._where = given.addresses[0] if given.service is None else Sentinels(given)
+        self._watch: Watch | None = None
+        self._where: Address | Sentinels = given.addresses[0]
+        if given.service is not None:
+            self._watch = Watch(given.addresses, given.service, self._moved)
+            self._where = Sentinels(given, self._watch)
         self._greet = greet
         self._pool = Pool(self._connect)
 
-    def ask(self, part: str, command: bytes, give_up: float) -> Reply:
+    def ask(
+        self, part: str, command: bytes, means: Meaning, give_up: float, writes: bool = True
+    ) -> Any:
+        if self._watch is not None:
+            self._watch.listen()
+            if writes and self._watch.is_moving():
+                return Refused("FAILOVER")
+        pool = self._pool
         try:
-            (reply,) = self._pool.ask(command, 1, give_up)
+            (reply,) = pool.ask(command, [means], give_up)
         except OSError as error:
             raise unavailable(self._name(), error) from error
+        if pool is not self._pool:
+            raise ProviderUnavailable("another server has become the master meanwhile")
         if isinstance(reply, Refused) and reply.code in AWAY:
             self._pool.close()  # a sentinel may know another master by now
             raise ProviderUnavailable(f"{self._name()} {AWAY[reply.code]}")
         return reply
 
-    def ask_each(self, commands: Mapping[str, bytes], give_up: float) -> dict[str, Reply]:
-        return {part: self.ask(part, command, give_up) for part, command in commands.items()}
+    def ask_each(
+        self, commands: Mapping[str, bytes], means: Meaning, give_up: float
+    ) -> dict[str, Any]:
+        return {part: self.ask(part, command, means, give_up) for part, command in commands.items()}
 
     def check(self, seconds: float) -> None:
         _ping(self, monotonic() + seconds)
@@ -87,7 +112,15 @@ class One:
         return self._where.connect(give_up, protocol)
 
     def close(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
         self._pool.close()
+
+    def _moved(self) -> None:
+        """What the former master still answers counts for nothing."""
+        former, self._pool = self._pool, Pool(self._connect)
+        self.term += 1
+        former.end()
 
     def _connect(self, give_up: float) -> Wire:
         wire = self._where.connect(give_up)
@@ -102,6 +135,7 @@ class Cluster:
     """The masters of a cluster, by the slots that they serve."""
 
     parts: Sequence[str] = PARTS
+    term = 0
 
     def __init__(self, given: Given, greet: Callable[[Wire, float], None]) -> None:
         self._given = given
@@ -113,44 +147,50 @@ class Cluster:
         self._stale = True
         self._suspect: Node | None = None
 
-    def ask(self, part: str, command: bytes, give_up: float) -> Reply:
+    def ask(
+        self, part: str, command: bytes, means: Meaning, give_up: float, writes: bool = True
+    ) -> Any:
         if self._stale:
             self._look(give_up)
         node = self._owner(part)
         try:
-            reply = self._ask(node, command, give_up)
+            reply = self._ask(node, command, means, give_up)
         except Unreached:
             # Nothing was sent: if another node has taken over, it may be asked.
             self._look(give_up)
             other = self._owner(part)
             if other == node:
                 raise
-            reply = self._ask(other, command, give_up)
+            reply = self._ask(other, command, means, give_up)
         for _ in range(5):
             if not isinstance(reply, Refused) or reply.code not in ("MOVED", "ASK"):
                 return self._checked(reply)
-            reply = self._redirected(reply, node, command, give_up)
+            reply = self._redirected(reply, node, command, means, give_up)
         raise ProviderUnavailable("the nodes of the cluster send us round in circles")
 
-    def ask_each(self, commands: Mapping[str, bytes], give_up: float) -> dict[str, Reply]:
+    def ask_each(
+        self, commands: Mapping[str, bytes], means: Meaning, give_up: float
+    ) -> dict[str, Any]:
         if self._stale:
             self._look(give_up)
         by_node: dict[Node, list[str]] = {}
         for part in commands:
             by_node.setdefault(self._owner(part), []).append(part)
-        replies: dict[str, Reply] = {}
+        found: dict[str, Any] = {}
         for node, parts in by_node.items():
             packed = b"".join([commands[part] for part in parts])
             try:
-                answers = self._ask_all(node, packed, len(parts), give_up)
+                answers = self._ask_all(node, packed, [means] * len(parts), give_up)
             except Unreached:
                 answers = [Refused("MOVED")] * len(parts)
             for part, reply in zip(parts, answers, strict=True):
                 moved = isinstance(reply, Refused) and reply.code in ("MOVED", "ASK")
-                replies[part] = (
-                    self.ask(part, commands[part], give_up) if moved else self._checked(reply)
+                found[part] = (
+                    self.ask(part, commands[part], means, give_up)
+                    if moved
+                    else self._checked(reply)
                 )
-        return replies
+        return found
 
     def check(self, seconds: float) -> None:
         self._look(monotonic() + seconds, now=True)
@@ -169,15 +209,17 @@ class Cluster:
             raise ProviderUnavailable("no node of the cluster serves these keys")
         return owners[index]
 
-    def _ask(self, node: Node, command: bytes, give_up: float) -> Reply:
-        return self._ask_all(node, command, 1, give_up)[0]
+    def _ask(self, node: Node, command: bytes, means: Meaning, give_up: float) -> Any:
+        return self._ask_all(node, command, [means], give_up)[0]
 
-    def _ask_all(self, node: Node, packed: bytes, count: int, give_up: float) -> list[Reply]:
+    def _ask_all(
+        self, node: Node, packed: bytes, meanings: Sequence[Meaning], give_up: float
+    ) -> list[Any]:
         pool = self._pools.get(node)
         if pool is None:
             pool = self._pools.setdefault(node, Pool(lambda give_up: self._open(node, give_up)))
         try:
-            return pool.ask(packed, count, give_up)
+            return pool.ask(packed, meanings, give_up)
         except OSError as error:
             self._stale, self._suspect = True, node
             raise unavailable(self._given.behind.at(*node), error) from error
@@ -191,16 +233,22 @@ class Cluster:
         self._greet(wire, give_up)
         return wire
 
-    def _redirected(self, reply: Refused, asked: Node, command: bytes, give_up: float) -> Reply:
+    def _redirected(
+        self, reply: Refused, asked: Node, command: bytes, means: Meaning, give_up: float
+    ) -> Any:
         """``MOVED`` or ``ASK``, the slot, and the host and port that are to be asked instead."""
-        host, _, port = reply.text.split()[2].rpartition(":")
-        node = self._mapped(host or asked[0], int(port))
+        try:
+            host, port = replies.place(reply.text.split()[2])
+        except NONSENSE as error:
+            raise ProviderUnavailable("a node of the cluster sends us nowhere") from error
+        node = self._mapped(host or asked[0], port)
         if reply.code == "MOVED":
             self._stale = True
-            return self._ask(node, command, give_up)
-        return self._ask_all(node, pack(b"ASKING") + command, 2, give_up)[1]
+            return self._ask(node, command, means, give_up)
+        asking = pack(b"ASKING") + command
+        return self._ask_all(node, asking, [replies.okay, means], give_up)[1]
 
-    def _checked(self, reply: Reply) -> Reply:
+    def _checked(self, reply: Any) -> Any:
         if isinstance(reply, Refused) and reply.code in AWAY:
             self._stale = True
             raise ProviderUnavailable(f"a node of the cluster {AWAY[reply.code]}")
@@ -229,7 +277,7 @@ class Cluster:
     def _read_map(self, address: Address, give_up: float) -> None:
         wire = address.connect(give_up)
         try:
-            (reply,) = wire.ask(pack(b"CLUSTER", b"SLOTS"), 1, give_up)
+            (reply,) = wire.ask(pack(b"CLUSTER", b"SLOTS"), [replies.slots], give_up)
         except OSError as error:
             raise unavailable(address, error) from error
         finally:
@@ -239,13 +287,11 @@ class Cluster:
         if not reply:
             raise ProviderUnavailable(f"{address} belongs to a cluster that serves no slots")
         asked = str(address.parameters.get("host", "localhost"))
-        ranges = sorted((start, self._node(master, asked)) for start, _, master, *_ in reply)
         # An owner too many is corrected by MOVED; a slot too few by CLUSTERDOWN.
-        self._map = [start for start, _ in ranges], [node for _, node in ranges]
-
-    def _node(self, master: list[Reply], asked: str) -> Node:
-        host = (master[0] or b"").decode()
-        return self._mapped(asked if host in ("", "?") else host, master[1])
+        self._map = (
+            [start for start, _, _ in reply],
+            [self._mapped(host or asked, port) for _, host, port in reply],
+        )
 
     def _mapped(self, host: str, port: int) -> Node:
         remap = self._given.remap
@@ -259,7 +305,7 @@ class Unreached(ProviderUnavailable):
 def _ping(servers: Servers, give_up: float) -> None:
     wire = servers.connect(give_up)
     try:
-        (reply,) = wire.ask(pack(b"PING"), 1, give_up)
+        (reply,) = wire.ask(pack(b"PING"), [replies.pong], give_up)
     except OSError as error:
         raise ProviderUnavailable("Redis does not answer in time") from error
     finally:

@@ -9,16 +9,22 @@ from __future__ import annotations
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 from typing import Any, TypeAlias
 
 #: What a server answers: bytes, an int, None, a list of those, or ``Refused``.
 Reply: TypeAlias = Any
 Part: TypeAlias = bytes
+#: Makes of a reply what it means, and raises what it likes for one that can mean nothing.
+Meaning: TypeAlias = Callable[[Reply], Any]
 
 #: Connections that are kept for the next call; what more threads need is made and closed.
 MOST_IDLE = 64
+#: Bytes of a line at most: of what is longer, a server says before how long it is.
+_LONGEST_LINE = 1 << 16
+#: What it is called that reading a reply comes to grief in.
+NONSENSE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 class Refused(Exception):
@@ -28,6 +34,13 @@ class Refused(Exception):
         self.text = text
         self.code = _code(text)
         super().__init__(self.code)
+
+
+class Nonsense(ConnectionError):
+    """The server said what cannot be an answer. Who knows what its next words answer."""
+
+    def __init__(self) -> None:
+        super().__init__("this is not what a Redis server says")
 
 
 class Push(list[Any]):
@@ -57,13 +70,21 @@ class Wire:
         self._at = 0
         self._give_up = 0.0
 
-    def ask(self, packed: bytes, count: int, give_up: float) -> list[Reply]:
-        """Send ``count`` commands and return as many replies, before ``give_up`` (monotonic).
+    def ask(self, packed: bytes, meanings: Iterable[Meaning], give_up: float) -> list[Any]:
+        """Send as many commands as there are meanings; what the replies mean, or ``Refused``.
 
-        Raises ``OSError``.
+        All before ``give_up`` (monotonic). Raises ``OSError``, and ``CorruptData`` where a
+        meaning does.
         """
         self.send(packed, give_up)
-        return [self.reply() for _ in range(count)]
+        try:
+            return [self._meant(meaning) for meaning in meanings]
+        except NONSENSE as error:
+            raise Nonsense from error
+
+    def _meant(self, meaning: Meaning) -> Any:
+        reply = self._reply()
+        return reply if type(reply) is Refused else meaning(reply)
 
     def send(self, packed: bytes, give_up: float) -> None:
         self._give_up = give_up
@@ -81,9 +102,11 @@ class Wire:
             self._more()
         self._give_up = give_up + 1.0
         try:
-            return self.reply()
+            return self._reply()
         except TimeoutError as error:
             raise ConnectionResetError("the server stopped in the middle of a word") from error
+        except NONSENSE as error:
+            raise Nonsense from error
 
     def is_quiet(self) -> bool:
         """Whether it is still connected, and nothing waits to be read."""
@@ -116,6 +139,8 @@ class Wire:
 
     def _line(self) -> bytes:
         while (end := self._buffer.find(b"\r\n", self._at)) < 0:
+            if len(self._buffer) - self._at > _LONGEST_LINE:
+                raise Nonsense
             self._more()
         line = self._buffer[self._at : end]
         self._at = end + 2
@@ -132,19 +157,19 @@ class Wire:
                 parts.append(data)
                 missing -= len(data)
             self._buffer = b"".join(parts)
-        start = self._at
-        self._at = start + size + 2
-        return self._buffer[start : start + size]
+        start, end = self._at, self._at + size
+        self._at = end + 2
+        if self._buffer[end : end + 2] != b"\r\n":
+            raise Nonsense
+        return self._buffer[start:end]
 
-    def reply(self) -> Reply:
+    def _reply(self) -> Reply:
         line = self._line()
         kind, rest = line[:1], line[1:]
         if kind == b"$":
-            size = int(rest)
-            return None if size < 0 else self._bulk(size)
+            return None if rest == b"-1" else self._bulk(_size(rest))
         if kind == b"*":
-            size = int(rest)
-            return None if size < 0 else [self.reply() for _ in range(size)]
+            return None if rest == b"-1" else self._list(_size(rest))
         if kind == b":":
             return int(rest)
         if kind == b"+":
@@ -154,8 +179,30 @@ class Wire:
         if kind == b"_":
             return None
         if kind == b">":
-            return Push(self.reply() for _ in range(int(rest)))
-        raise ConnectionError("this is not what a Redis server says")
+            return Push(self._reply() for _ in range(_size(rest)))
+        raise Nonsense
+
+    def _list(self, length: int) -> list[Reply]:
+        """Texts that are here as a whole, as most are, are read at once."""
+        items: list[Reply] = []
+        for _ in range(length):
+            buffer, at = self._buffer, self._at
+            if buffer.startswith(b"$", at) and (end := buffer.find(b"\r\n", at)) > 0:
+                start = end + 2
+                stop = start + int(buffer[at + 1 : end])
+                if stop >= start and buffer.startswith(b"\r\n", stop):
+                    items.append(buffer[start:stop])
+                    self._at = stop + 2
+                    continue
+            items.append(self._reply())
+        return items
+
+
+def _size(digits: bytes) -> int:
+    size = int(digits)
+    if size < 0:
+        raise Nonsense
+    return size
 
 
 class Pool:
@@ -165,22 +212,28 @@ class Pool:
         self._connect = connect
         self._idle: deque[Wire] = deque()
         self._pid = os.getpid()
+        self._ended = False
 
-    def ask(self, packed: bytes, count: int, give_up: float) -> list[Reply]:
+    def ask(self, packed: bytes, meanings: Sequence[Meaning], give_up: float) -> list[Any]:
         """See ``Wire.ask``. Raises what ``connect`` raises too."""
         wire = self._take() or self._connect(give_up)
         try:
-            replies = wire.ask(packed, count, give_up)
+            answers = wire.ask(packed, meanings, give_up)
         except BaseException:  # gevent may end it in the middle, too
             wire.close()
             raise
         self._keep(wire)
-        return replies
+        return answers
 
     def close(self) -> None:
         """Close those that nobody uses."""
         if self._pid == os.getpid():
             close_all(self._idle)
+
+    def end(self) -> None:
+        """Close all: those that are in use when their call is over."""
+        self._ended = True
+        self.close()
 
     def _take(self) -> Wire | None:
         if self._pid != os.getpid():  # those that a fork left here are the parent's
@@ -195,7 +248,7 @@ class Pool:
             wire.close()
 
     def _keep(self, wire: Wire) -> None:
-        if len(self._idle) < MOST_IDLE:
+        if len(self._idle) < MOST_IDLE and not self._ended:
             self._idle.append(wire)
         else:
             wire.close()
@@ -215,7 +268,7 @@ def _code(text: str) -> str:
         for known in _IN_SCRIPTS:
             if known in text:
                 return known
-    return word
+    return word[:20]
 
 
 _IN_SCRIPTS: Iterable[str] = (

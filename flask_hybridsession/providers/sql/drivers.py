@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import select
 import sqlite3
@@ -20,6 +21,8 @@ _IDLE_IN_TRANSACTION = 5
 #: The part of the budget that a statement waits for a lock before it is tried again: the server
 #: shall not do much later what its client has given up.
 _LOCK_PART = 0.2
+#: Seconds between two looks at whether SQLite's file is still where it was.
+_LOOK_AGAIN = 0.01
 
 
 class Trouble(Enum):
@@ -67,7 +70,11 @@ class Driver(ABC):
     def trouble(self, error: Exception) -> Trouble:
         """What the error means."""
 
-    def is_stale(self, raw: Any) -> bool:
+    def origin(self, cursor: Any) -> Any:
+        """What ``is_stale`` wants to know of a new connection."""
+        return None
+
+    def is_stale(self, raw: Any, origin: Any) -> bool:
         """Whether the server has closed an idle connection, or says something unasked."""
         return False
 
@@ -103,6 +110,7 @@ class Sqlite(Driver):
     def settle(self, raw: Any, give_up: float) -> Any:
         raw.isolation_level = None
         raw.row_factory = None
+        raw.text_factory = bytes  # a text that is none shall not fail here
         cursor = raw.cursor()
         # SQLite's own waiting sleeps longer and longer, and keeps gevent's other greenlets waiting.
         cursor.execute("PRAGMA busy_timeout = 0").fetchall()
@@ -121,10 +129,18 @@ class Sqlite(Driver):
             time.sleep(uniform(0.5, 1.0) * pause)  # noqa: S311  (no secret)
             pause = min(pause * 1.5, 0.003)
 
+    def origin(self, cursor: Any) -> Any:
+        (_, _, path), *_ = cursor.execute("PRAGMA database_list").fetchall()
+        return _File(path)
+
+    def is_stale(self, raw: Any, origin: Any) -> bool:
+        """Whether its file was deleted or replaced: nobody reads what is written there."""
+        return bool(origin.has_moved())
+
     def trouble(self, error: Exception) -> Trouble:
         text = str(error)
         if isinstance(error, sqlite3.IntegrityError):
-            return Trouble.DUPLICATE
+            return Trouble.DUPLICATE if text.startswith("UNIQUE") else Trouble.REFUSED
         if isinstance(error, sqlite3.OperationalError):
             return Trouble.NO_TABLE if _NO_TABLE.match(text) else Trouble.AWAY
         if isinstance(error, sqlite3.DataError) or "too big" in text:
@@ -132,6 +148,31 @@ class Sqlite(Driver):
         if "malformed" in text or "not a database" in text:
             return Trouble.DAMAGED
         return Trouble.REFUSED
+
+
+class _File:
+    """Which file a path led to."""
+
+    __slots__ = ("_inode", "_looked", "_path")
+
+    def __init__(self, path: bytes) -> None:
+        self._path = path
+        self._inode = self._find()
+        self._looked = monotonic()
+
+    def has_moved(self) -> bool:
+        now = monotonic()
+        if now - self._looked < _LOOK_AGAIN:
+            return False
+        self._looked = now
+        return self._find() != self._inode
+
+    def _find(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return None
+        return found.st_ino, found.st_dev
 
 
 _NO_TABLE = re.compile("no such (table|column)|table .* has no column")
@@ -171,7 +212,7 @@ class Postgresql(Driver):
             return Trouble.REFUSED if type(error).__name__ == "ProgrammingError" else Trouble.AWAY
         return _STATES.get(state) or _CLASSES.get(state[:2], Trouble.REFUSED)
 
-    def is_stale(self, raw: Any) -> bool:
+    def is_stale(self, raw: Any, origin: Any) -> bool:
         return bool(raw.closed) or _is_readable(raw.pgconn.socket)
 
 
@@ -207,17 +248,31 @@ class Waiting:
 
     def _until_ready(self, wanted: int) -> int:
         left = min(self.give_up - monotonic(), 3600.0)
-        poll = select.poll()
-        poll.register(self._pgconn.socket, _EVENTS[wanted])
         if left > 0:
-            for _, event in poll.poll(ceil(left * 1000)):
-                ready = (event & select.POLLIN and _READ) | (event & select.POLLOUT and _WRITE)
+            ready = _ready(self._pgconn.socket, wanted, left)
+            if ready:
                 return ready & wanted or wanted  # what went wrong shows when it is tried
         self._pgconn.finish()
         raise _timeout()
 
 
 _READ, _WRITE = 1, 2  # psycopg's numbers for what to wait for, and for what is ready
+
+
+def _ready(fileno: int, wanted: int, seconds: float) -> int:
+    """What can be done with a socket, once something can that is wanted; 0: nothing in time."""
+    if not hasattr(select, "poll"):  # eventlet takes it away; its select takes any number
+        reads = [fileno] if wanted & _READ else []
+        writes = [fileno] if wanted & _WRITE else []
+        readable, writable, _ = select.select(reads, writes, [], seconds)
+        return (_READ if readable else 0) | (_WRITE if writable else 0)
+    poll = select.poll()
+    poll.register(fileno, _EVENTS[wanted])
+    for _, event in poll.poll(ceil(seconds * 1000)):
+        return (event & select.POLLOUT and _WRITE) | (event & ~select.POLLOUT and _READ)
+    return 0
+
+
 _EVENTS = {
     _READ: select.POLLIN,
     _WRITE: select.POLLOUT,
@@ -262,7 +317,7 @@ class Mysql(Driver):
         away = type(error).__name__ in ("OperationalError", "InterfaceError", "InternalError")
         return Trouble.AWAY if away else Trouble.REFUSED
 
-    def is_stale(self, raw: Any) -> bool:
+    def is_stale(self, raw: Any, origin: Any) -> bool:
         return not raw.open or _is_readable(raw._sock.fileno())
 
     def is_too_large(self, raw: Any, size: int) -> bool:
@@ -288,6 +343,4 @@ _NUMBERS = {
 
 
 def _is_readable(fileno: int) -> bool:
-    poll = select.poll()
-    poll.register(fileno, select.POLLIN)
-    return fileno < 0 or bool(poll.poll(0))
+    return fileno < 0 or bool(_ready(fileno, _READ, 0.0))

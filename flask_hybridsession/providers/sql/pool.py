@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Any, TypeVar
 from weakref import WeakSet
 
-from ...core.errors import ConfigError, CorruptData, ProviderError, ProviderUnavailable
+from ...core.errors import ConfigError, ProviderError, ProviderUnavailable
 from .drivers import Driver, Trouble
 
 T = TypeVar("T")
@@ -35,6 +35,20 @@ class Duplicate(Exception):
     """There is a row of that key."""
 
 
+class NoTable(Exception):
+    """There is no such table, or it has other columns."""
+
+
+class TablesMissing(ConfigError, ProviderUnavailable):
+    """To who sets a site up a mistake, to a visitor an outage."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            'the tables for sessions are not there, or of another version: run "flask sessions '
+            'init".'
+        )
+
+
 class Link:
     """A connection. ``give_up``, on the monotonic clock, is set anew for each call."""
 
@@ -42,6 +56,7 @@ class Link:
         self._driver = driver
         self._raw = raw
         self._cursor = driver.settle(raw, give_up)
+        self._origin = driver.origin(self._cursor)
         self._in_transaction = False
         self._is_trusted = True
         self.give_up = give_up
@@ -51,10 +66,7 @@ class Link:
     def rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """What a statement finds."""
         self._execute(sql, values, reads=not self._in_transaction)
-        try:
-            return self._cursor.fetchall()  # type: ignore[no-any-return]
-        except self._driver.Error as error:
-            raise self._meaning(error, reads=not self._in_transaction) from error
+        return self._fetched(reads=not self._in_transaction)
 
     def row(self, sql: str, values: Sequence[Any] = ()) -> tuple[Any, ...] | None:
         found = self.rows(sql, values)
@@ -68,7 +80,16 @@ class Link:
     def claim(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """What a statement found and changed."""
         self._execute(sql, values)
-        return self._cursor.fetchall()  # type: ignore[no-any-return]
+        return self._fetched()
+
+    def _fetched(self, reads: bool = False) -> list[tuple[Any, ...]]:
+        try:
+            return self._cursor.fetchall()  # type: ignore[no-any-return]
+        except self._driver.Error as error:
+            raise self._meaning(error, reads) from error
+        except _NONSENSE as error:
+            self.close()
+            raise _not_understood(error) from error
 
     def begin(self) -> None:
         self._execute(self._driver.begin, ())
@@ -93,7 +114,7 @@ class Link:
     def is_usable(self) -> bool:
         """Whether an idle connection is still one. What comes first may be lost all the same."""
         self._is_trusted = False
-        if monotonic() - self.used > IDLE or self._driver.is_stale(self._raw):
+        if monotonic() - self.used > IDLE or self._driver.is_stale(self._raw, self._origin):
             self.close()
         return self.is_open
 
@@ -119,6 +140,9 @@ class Link:
             self._is_trusted = True
         except self._driver.Error as error:
             raise self._meaning(error, reads) from error
+        except _NONSENSE as error:
+            self.close()
+            raise _not_understood(error) from error
         except BaseException:
             self.close()  # interrupted: who knows what it will say next
             raise
@@ -130,16 +154,13 @@ class Link:
         if trouble is Trouble.DUPLICATE:
             return Duplicate()
         if trouble is Trouble.NO_TABLE:
-            return ConfigError(
-                "the tables for sessions are not there, or of another version: "
-                'run "flask sessions init".'
-            )
+            return NoTable()
         if trouble is Trouble.TOO_LARGE:
             self.close()
             return _too_large()
         if trouble is Trouble.DAMAGED:
             self.close()
-            return CorruptData("the database says that it is damaged")
+            return ProviderUnavailable("the database says that it is damaged")
         self.close()
         if trouble is Trouble.REFUSED:
             state = getattr(error, "sqlstate", None) or type(error).__name__
@@ -147,6 +168,16 @@ class Link:
         if reads and not self._is_trusted and monotonic() < self.give_up:
             return Again()  # it had been closed while it was idle, and nothing was to be written
         return ProviderUnavailable("the database does not answer, or not in time")
+
+
+#: What a driver raises that comes to grief in an answer, or in a number that does not fit.
+_NONSENSE = (ArithmeticError, LookupError, TypeError, ValueError)
+
+
+def _not_understood(error: Exception) -> ProviderUnavailable:
+    return ProviderUnavailable(
+        f"the driver does not understand the database ({type(error).__name__})"
+    )
 
 
 def _too_large() -> ProviderError:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
-from math import inf
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from sqlalchemy.exc import DBAPIError
@@ -27,8 +27,8 @@ from ...core.errors import (
 )
 from ...core.provider import Lists, Locks, Provider, Remote, Reports, Users
 from .drivers import driver_for
-from .pool import Duplicate, Link, Links
-from .rows import Row, pack, stored_deadline, user_hash
+from .pool import Duplicate, Link, Links, NoTable, TablesMissing
+from .rows import Row, name_of, pack, stored_deadline, user_hash
 from .source import Source, connections
 from .statements import Statements
 from .tables import ddl, make_tables
@@ -68,7 +68,8 @@ class SqlProvider(Provider, Lists, Users, Locks, Reports, Remote):
     SQLite's: "FULL" has each commit on the disk before it is acknowledged, with "NORMAL" a power
     cut may take the last ones.
 
-    Raises ``ConfigError`` for what cannot work; a call raises it when the tables are missing.
+    Raises ``ConfigError`` for what cannot work. When the tables are missing, a call raises what is
+    that and ``ProviderUnavailable``.
     """
 
     breaker: Breaker
@@ -168,7 +169,12 @@ class SqlProvider(Provider, Lists, Users, Locks, Reports, Remote):
         if not self._source.is_known:
             return None
         row = self._call(lambda link, sql: link.row(sql.next_deadline))
-        return None if row is None else row[0]
+        if row is None:
+            return None
+        (deadline,) = row
+        if type(deadline) is not float:
+            raise ProviderUnavailable("the table for sessions holds deadlines that are none")
+        return deadline
 
     def purge(self, now: float, limit: int) -> list[Record]:
         gone: list[Record] = []
@@ -181,7 +187,7 @@ class SqlProvider(Provider, Lists, Users, Locks, Reports, Remote):
                 if not gone:
                     raise
                 break  # those that are gone are the caller's to announce
-            gone += [_announced(columns) for alias_of, *columns in due if alias_of is None]
+            gone += _announced([columns for alias_of, *columns in due if alias_of is None], now)
             if len(due) < asked:
                 break
         self._sweep_locks()
@@ -203,14 +209,14 @@ class SqlProvider(Provider, Lists, Users, Locks, Reports, Remote):
 
     def _some_keys(self, start: bytes, now: float) -> list[bytes]:
         rows = self._call(lambda link, sql: link.rows(sql.some_keys, (start, now, _PAGE)))
-        return [key for (key,) in rows]
+        return _keys_in(rows)
 
     def count(self, now: float) -> int:
         return self._counts()[0]
 
     def keys_of(self, user: str, now: float) -> list[str]:
         rows = self._call(lambda link, sql: link.rows(sql.keys_of, (user_hash(user), now)))
-        return [key.hex() for (key,) in rows]
+        return [key.hex() for key in _keys_in(rows)]
 
     @contextmanager
     def lock(self, key: str, timeout: float, lease: float) -> Iterator[None]:
@@ -251,7 +257,10 @@ class SqlProvider(Provider, Lists, Users, Locks, Reports, Remote):
     def _call(self, work: Callable[[Link, Statements], T]) -> T:
         backend = self._ready()
         sql, use = backend.sql, backend.links.use
-        return self.breaker.call(lambda seconds: use(seconds, lambda link: work(link, sql)))
+        try:
+            return self.breaker.call(lambda seconds: use(seconds, lambda link: work(link, sql)))
+        except NoTable as error:  # which is an answer: it opens no breaker
+            raise TablesMissing from error
 
     def _patiently(self, work: Callable[[Link, Statements], T]) -> T:
         """For an operator, who asks about all sessions: a time of its own."""
@@ -339,8 +348,11 @@ def _find_head(
     columns = link.row(sql.find_head, (key, now))
     if columns is None:
         return None
-    *head, deadline = columns
-    return None if deadline is not None and deadline <= now else tuple(head)
+    source, version, created, deadline = columns
+    deadline = inf if deadline is None else deadline
+    if type(version) is not int or not type(created) is type(deadline) is float:
+        raise CorruptData(f"session {name_of(source)[:12]}... is damaged")
+    return None if deadline <= now else (source, version, created)
 
 
 def _commit(
@@ -498,13 +510,27 @@ def _claim(link: Link, sql: Statements, now: float, limit: int) -> list[tuple[An
     return due
 
 
-def _announced(columns: list[Any]) -> Record:
-    try:
-        return Row.read(columns).record
-    except CorruptData:
-        key, _, created, touched, deadline, _ = columns
-        log.error("session %s... was damaged; it has expired", key.hex()[:12])
-        return Record(key.hex(), {}, created, touched, inf if deadline is None else deadline)
+def _announced(rows: list[list[Any]], now: float) -> Iterator[Record]:
+    for row in rows:
+        try:
+            yield Row.read(row).record
+        except CorruptData as error:
+            log.error("%s; it has expired", error)
+            key, _, *times, _ = row
+            if type(key) is bytes:
+                created, touched, deadline = (at if _is_time(at) else now for at in times)
+                yield Record(key.hex(), {}, created, touched, deadline)
+
+
+def _is_time(at: Any) -> bool:
+    return type(at) is float and isfinite(at)
+
+
+def _keys_in(rows: list[tuple[Any, ...]]) -> list[bytes]:
+    keys = [key for (key,) in rows]
+    if not set(map(type, keys)) <= {bytes}:
+        raise ProviderUnavailable("the table for sessions holds keys that are none")
+    return keys
 
 
 def _lock(link: Link, sql: Statements, key: bytes, holder: bytes, lease: float) -> bool:

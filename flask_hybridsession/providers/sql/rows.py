@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
-from math import inf
+from math import inf, isfinite
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -28,10 +28,25 @@ class Row(NamedTuple):
     def read(cls, columns: Sequence[Any]) -> Row:
         """Of key, version, created, touched, deadline and data. Raises ``CorruptData``."""
         key, version, created, touched, deadline, data = columns
-        name = key.hex()
-        user, device, values = unpack(data, name)
+        name = name_of(key)
         deadline = inf if deadline is None else deadline
+        if not (
+            type(version) is int
+            and type(created) is type(touched) is type(deadline) is float
+            and isfinite(created)
+            and isfinite(touched)
+            and deadline == deadline
+        ):
+            raise _damaged(name)
+        user, device, values = unpack(data, name)
         return cls(key, version, Record(name, values, created, touched, deadline, user, device))
+
+
+def name_of(key: Any) -> str:
+    """The key as all others know it. Raises ``CorruptData``."""
+    if type(key) is not bytes:
+        raise CorruptData("a row of the table for sessions has no key")
+    return key.hex()
 
 
 def stored_deadline(deadline: float) -> float | None:
@@ -53,12 +68,19 @@ def pack(record: Record) -> bytes:
 
 def unpack(data: Any, key: str) -> tuple[str | None, str | None, Mapping[str, bytes]]:
     """User, device and values. Raises ``CorruptData`` for what ``pack`` did not make."""
-    data = data if type(data) is bytes else bytes(data or b"")
+    if type(data) is not bytes:
+        raise _damaged(key)
     body = data[_HEAD:]
     if not data.startswith(MARK) or crc32(body).to_bytes(4, "little") != data[len(MARK) : _HEAD]:
-        raise CorruptData(f"session {key[:12]}... is damaged, or was not written by this package")
+        raise _damaged(key)
     try:
         user, device, values = loads(body)
     except (ValueError, TypeError):
         raise CorruptData(f"session {key[:12]}... cannot be read") from None
+    if type(values) is not dict:
+        raise _damaged(key)
     return user, device, values
+
+
+def _damaged(key: str) -> CorruptData:
+    return CorruptData(f"session {key[:12]}... is damaged, or was not written by this package")

@@ -29,6 +29,8 @@ REST = 0.5
 STUCK = 5.0
 #: Seconds between two signs of life of a worker whose follower is behind.
 _SIGN = 5.0
+#: Seconds between two looks at who has left a sign.
+_LOOK = 10.0
 
 #: What the authority holds under a key of its own, as ``TieredProvider`` sees it.
 Read = Callable[[str, float], "Record | None"]
@@ -63,7 +65,6 @@ class Follower:
         self._behind = False
         self._missed: dict[str, None] = {}
         self._all = False
-        self._adopted: set[str] = set()
         self._failures = 0
         self._signed = -_SIGN
         ledger.resyncs[name] = self.resync
@@ -76,7 +77,9 @@ class Follower:
         self._thread: threading.Thread | None = None
         self._calls: dict[int, float] = {}
         self._mark = f"{self.name}/{secrets.token_hex(8)}"
-        self._looked = False
+        self._vouched = False
+        self._look_at = 0.0
+        self._heir: threading.Thread | None = None
 
     @property
     def is_behind(self) -> bool:
@@ -127,6 +130,7 @@ class Follower:
         return self._attempt((key,), lambda: self._bring(key, now, fresh))
 
     def sweep(self, now: float, limit: int) -> None:
+        self._look_around()
         self._attempt((), lambda: self.target.sweep(now, limit))
 
     def resync(self) -> None:
@@ -256,8 +260,7 @@ class Follower:
         with self._lock:
             if self._missed or self._all:
                 return False
-        self._ledger.unmark({self._mark, *self._adopted})
-        self._adopted.clear()
+        self._ledger.unmark({self._mark})
         with self._lock:
             self._behind = bool(self._missed or self._all)
             caught_up = not self._behind
@@ -293,39 +296,42 @@ class Follower:
             raise
 
     def _look_around(self) -> None:
-        """Once in each process: leave the mark; did workers end that had left this behind?"""
-        if self._looked:
+        """Now and then: did workers end that had left this behind? At first, leave the mark."""
+        if monotonic() < self._look_at:
             return
-        self._looked = True
+        self._look_at = monotonic() + _LOOK
         try:
             marks = self._ledger.marks()
         except Exception:
-            self._looked = False
+            self._look_at = 0.0
             return
-        self._attempt((), lambda: self.target.vouch(clock.now()))
+        if not self._vouched:
+            self._vouched = True
+            self._attempt((), lambda: self.target.vouch(clock.now()))
         if marks.keys() - {self._mark}:
-            threading.Thread(
-                target=self._inherit, name=f"sessions: {self.name}", daemon=True
-            ).start()
+            self._wait_to_inherit()
+
+    def _wait_to_inherit(self) -> None:
+        with self._lock:
+            if self._heir is None or not self._heir.is_alive():
+                self._heir = threading.Thread(
+                    target=self._inherit, name=f"sessions: {self.name}", daemon=True
+                )
+                self._heir.start()
 
     def _inherit(self) -> None:
-        """Wait for signs of life of those who left a mark, then do what they cannot do."""
+        """As long as others have marks: wait for signs of life, do what the dead cannot do."""
         over = self._over
         while True:
             try:
-                marks = self._ledger.marks()
-            except Exception:
-                marks = {"": False}  # who knows
-            marks.pop(self._mark, None)
-            if not marks:
-                return
-            silent = {mark for mark, is_silent in marks.items() if is_silent}
-            if silent:
-                self._adopted |= silent
-                # All of them: the one that it names may be another since the settings changed.
-                for resync in self._ledger.resyncs.values():
-                    resync()
-                return
+                if self._ledger.adopt(self._mark):
+                    # All of them: the one that it names may be another since the settings changed.
+                    for resync in self._ledger.resyncs.values():
+                        resync()
+                if not self._ledger.marks().keys() - {self._mark}:
+                    return
+            except Exception as error:
+                log.debug("nobody knows who is behind: %s", type(error).__name__)
             if over.wait(_SIGN):
                 return
 

@@ -82,11 +82,27 @@ class Ledger:
         if names:
             self._commit(BEHIND, {}, names)
 
+    def adopt(self, heir: str) -> bool:
+        """Put the mark of ``heir`` in place of all that have fallen silent. Whether there were any.
+
+        Each goes to one heir: whoever else was about to adopt it gets False.
+        """
+        now = clock.now()
+        said = self._values(BEHIND)
+        silent = {name: at for name, at in said.items() if name != heir and _is_silent(at, now)}
+        if not silent:
+            return False
+        try:
+            self._commit(BEHIND, {heir: repr(now).encode()}, silent, silent)
+        except Conflict:
+            return False
+        return True
+
     def marks(self) -> dict[str, bool]:
         """Who is behind, and whether they have fallen silent."""
         now = clock.now()
         said = self._values(BEHIND)
-        return {name: abs(now - float(at)) > SILENCE for name, at in said.items()}
+        return {name: _is_silent(at, now) for name, at in said.items()}
 
     def marks_of(self, name: str) -> dict[str, bool]:
         """Those of one database, and those of nobody here: it may have had another name."""
@@ -117,6 +133,10 @@ class Ledger:
                 return self._authority.commit(key, Change(puts, create=True), now)
             except KeyTaken:
                 pass  # another worker made it meanwhile
+
+
+def _is_silent(said_at: bytes, now: float) -> bool:
+    return abs(now - float(said_at)) > SILENCE
 
 
 def _shard(key: str) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import threading
 from binascii import crc_hqx
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any
 
 import pytest
@@ -66,6 +68,97 @@ def test_another_master(how: str) -> None:
             assert record.values["n"] == b"%d" % n
         assert provider.destroy(key("new"))
         check(provider)
+        provider.close()
+
+
+class Worker:
+    """Writes all the time. What was acknowledged is what it knows."""
+
+    def __init__(self, url: str, service: str, number: int, **options: Any) -> None:
+        self.provider = RedisProvider(url, service=service, budget=1.0, **options)
+        self.number = number
+        self.written: dict[int, int] = {}
+        self.ended: list[str] = []
+        self.stop = threading.Event()
+        self._thread = threading.Thread(target=self._work)
+
+    def start(self) -> None:
+        for n in range(20):
+            create(self.provider, (self.number, n))
+        self._thread.start()
+
+    def _work(self) -> None:
+        for count in itertools.count(1):
+            if self.stop.is_set():
+                return
+            n = count % 20
+            with suppress(ProviderUnavailable):
+                name = create(self.provider, (self.number, "short", count))
+                if self.provider.destroy(name):
+                    self.ended.append(name)
+                change = Change(puts={"n": b"%d" % count})
+                self.provider.commit(key((self.number, n)), change, NOW)
+                self.written[n] = count
+
+    def finish(self) -> None:
+        self.stop.set()
+        self._thread.join()
+
+
+@pytest.mark.parametrize("options", [{}, {"near_cache": 0.2}], ids=["plain", "near"])
+def test_a_planned_failover(options: dict[str, Any]) -> None:
+    """The former master is a master for ten seconds more. Nothing is written there."""
+    with redis_watched() as servers:
+        url = f"redis://{servers.sentinel.address}"
+        workers = [Worker(url, servers.service, number, **options) for number in range(3)]
+        for worker in workers:
+            worker.start()
+        wait_for(lambda: all(len(worker.written) == 20 for worker in workers), "all to be written")
+        before = [worker.written[0] for worker in workers]
+        # In its first second a replica is told nothing.
+        names = [f"session:{key((w.number, n))}" for w in workers for n in range(20)]
+        wait_for(lambda: redis_says(servers.replica, "EXISTS", *names) == "60\n", "a replica")
+        assert redis_says(servers.sentinel, "SENTINEL", "FAILOVER", servers.service) == "OK\n"
+        wait_for(lambda: redis_says(servers.replica, "ROLE").startswith("master"), "another master")
+        wait_for(
+            lambda: all(w.written[0] > b + 100 for w, b in zip(workers, before, strict=True)),
+            "all to go on",
+        )
+        assert redis_says(servers.master, "ROLE").startswith("master"), "it knows of nothing yet"
+        for worker in workers:
+            worker.finish()
+        for worker in workers:
+            with suppress(ProviderUnavailable):
+                worker.provider.load(key(), NOW)
+        with closing(RedisProvider(f"redis://{servers.replica.address}")) as now_master:
+            for worker in workers:
+                for n, count in worker.written.items():
+                    for provider in (now_master, worker.provider):
+                        record = provider.load(key((worker.number, n)), NOW)
+                        assert record is not None
+                        # What nobody acknowledged may have been done all the same.
+                        assert int(record.values["n"]) >= count
+                assert len(worker.ended) > 100
+                assert not [name for name in worker.ended if now_master.exists(name, NOW)]
+        for worker in workers:
+            worker.provider.close()
+
+
+def test_a_failover_while_nobody_listens() -> None:
+    """A worker whose listeners had no connection learns of it when they have."""
+    with redis_watched() as servers:
+        provider = RedisProvider(
+            f"redis://{servers.sentinel.address}", service=servers.service, budget=BUDGET
+        )
+        create(provider)
+        watch = provider._servers._watch  # type: ignore[attr-defined]
+        wait_for(lambda: watch._wires, "it to listen")
+        # As if it had connected before.
+        watch.known = (servers.master.host, 1)
+        for wire in list(watch._wires):
+            wire.close()
+        wait_for(lambda: provider._servers.term == 1, "it to compare")
+        assert provider.load(key(), NOW) is not None
         provider.close()
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -299,12 +300,29 @@ def test_closed(on_file: SqlProvider) -> None:
         on_file.load(KEY, NOW)
 
 
-# gevent
+# gevent and eventlet
 
-GREENLETS = """
+PATCHES = {
+    "gevent": """
+import gevent
 from gevent import monkey
 monkey.patch_all()
-import gevent, sys
+def spread(work):
+    gevent.joinall([gevent.spawn(work, who) for who in range(10)], raise_error=True)
+""",
+    "eventlet": """
+import warnings
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # of eventlet itself
+    import eventlet
+    eventlet.monkey_patch()
+def spread(work):
+    for thread in [eventlet.spawn(work, who) for who in range(10)]:
+        thread.wait()
+""",
+}
+GREENLETS = """
+import sys
 from flask_hybridsession.core.change import Change
 from flask_hybridsession.providers.sql import SqlProvider
 provider = SqlProvider(sys.argv[1], budget=30.0, pool_size=4)
@@ -317,16 +335,19 @@ def work(who):
         most = max(most, running)
         provider.commit(key, Change(puts={f"{who}.{n}": b"1"}), now)
         running -= 1
-gevent.joinall([gevent.spawn(work, who) for who in range(10)], raise_error=True)
+spread(work)
 print(len(provider.load(key, now).values), most)
 provider.close()
 """
 
 
-def test_greenlets(database: Database, provider: SqlProvider) -> None:
-    """While one waits for the database, others go on."""
+@pytest.mark.parametrize("kind", PATCHES)
+def test_greenlets(database: Database, provider: SqlProvider, kind: str) -> None:
+    """While one waits for the database, others go on; with eventlet without ``poll``."""
+    if find_spec(kind) is None:
+        pytest.skip(f"{kind} is not installed")
     done = subprocess.run(
-        [sys.executable, "-c", GREENLETS, database.url, KEY],
+        [sys.executable, "-c", PATCHES[kind] + GREENLETS, database.url, KEY],
         capture_output=True,
         text=True,
         timeout=LONG,
@@ -335,3 +356,108 @@ def test_greenlets(database: Database, provider: SqlProvider) -> None:
     stored, most = map(int, done.stdout.split())
     assert stored == 101
     assert most > 1
+
+
+# A file that is deleted or replaced
+
+COUNTING = """
+import sys, time
+from flask_hybridsession.core.change import Change
+from flask_hybridsession.core.errors import ProviderError
+from flask_hybridsession.providers.sql import SqlProvider
+
+provider = SqlProvider(sys.argv[1], budget=2.0, synchronous="NORMAL")
+key, mine, now = sys.argv[2], sys.argv[3], 1_000_000.0
+for line in sys.stdin:
+    try:
+        provider.commit(key, Change({mine: line.strip().encode()}), now)
+        print("done", flush=True)
+    except ProviderError as error:
+        print(type(error).__name__, flush=True)
+provider.close()
+"""
+
+
+class Counter:
+    """Another process, which does one commit at a time."""
+
+    def __init__(self, file: Path, name: str) -> None:
+        self.name = name
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", COUNTING, f"sqlite:///{file}", KEY, name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def put(self, number: int) -> str:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{number}\n")
+        self._process.stdin.flush()
+        return self._process.stdout.readline().strip()
+
+    def close(self) -> None:
+        self._process.communicate(timeout=LONG)
+
+
+@pytest.fixture
+def counters(file: Path, on_file: SqlProvider) -> Iterator[list[Counter]]:
+    made = [Counter(file, f"worker {n}") for n in range(3)]
+    yield made
+    for counter in made:
+        counter.close()
+
+
+@pytest.mark.parametrize("left", [(), ("-wal", "-shm")], ids=["all", "the file only"])
+def test_a_file_that_is_deleted(
+    file: Path, on_file: SqlProvider, counters: list[Counter], left: tuple[str, ...]
+) -> None:
+    """No worker stays on what is no more; one that was idle meanwhile neither."""
+    assert [counter.put(0) for counter in counters] == ["done"] * 3
+    for ending in {"", "-wal", "-shm"} - set(left):
+        Path(f"{file}{ending}").unlink(missing_ok=True)
+    busy, other, idle = counters
+    wait_until_it_answers(lambda: notices(busy))
+    with pytest.raises(ProviderUnavailable):
+        value(on_file)
+    with closing(SqlProvider(f"sqlite:///{file}")) as init:
+        init.create_tables()
+    assert other.put(1) == "SessionGone"
+    with closing(SqlProvider(f"sqlite:///{file}")) as fresh:
+        fresh.commit(KEY, Change(create=True, puts={"n": b"new"}), NOW)
+        for number in range(200):
+            assert busy.put(number) == other.put(number) == "done"
+            record = fresh.load(KEY, NOW)
+            assert record is not None
+            assert record.values[busy.name] == record.values[other.name] == b"%d" % number
+        assert idle.put(7) == "done"
+        assert value(on_file) == b"new"
+        for counter in counters:
+            assert counter.put(500) == "done"
+        record = fresh.load(KEY, NOW)
+        assert record is not None
+        assert [record.values[counter.name] for counter in counters] == [b"500"] * 3
+    with closing(sqlite3.connect(file)) as raw:
+        assert raw.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def notices(counter: Counter) -> None:
+    if counter.put(0) != "TablesMissing":
+        raise ProviderUnavailable("not yet")
+
+
+def test_a_file_that_is_replaced(file: Path, on_file: SqlProvider, counters: list[Counter]) -> None:
+    assert [counter.put(0) for counter in counters] == ["done"] * 3
+    other = file.with_name("other.db")
+    with closing(SqlProvider(f"sqlite:///{other}")) as provider:
+        provider.create_tables()
+        provider.commit(KEY, Change(create=True, puts={"n": b"restored"}), NOW)
+    for ending in ("-wal", "-shm"):
+        Path(f"{file}{ending}").unlink(missing_ok=True)
+    other.rename(file)
+    assert value(on_file) == b"restored"
+    assert [counter.put(1) for counter in counters] == ["done"] * 3
+    record = on_file.load(KEY, NOW)
+    assert record is not None
+    assert len(record.values) == 4

@@ -229,7 +229,7 @@ class Sentinels:
             if _is_master(wire, give_up):
                 self._prefer(sentinel)
                 if self._watch is not None:
-                    self._watch.known = node
+                    self._watch.found(node)
                 return wire
             wire.close()
         raise ProviderUnavailable(

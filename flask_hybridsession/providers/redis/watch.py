@@ -58,8 +58,7 @@ class Watch:
         self._wires: set[Wire] = set()
         self._left: dict[Node, float] = {}
         self._moves_until = 0.0
-        #: Where whoever connects has found the master.
-        self.known: Node | None = None
+        self._known: Node | None = None
 
     def listen(self) -> None:
         """Begin, unless that is done."""
@@ -84,6 +83,14 @@ class Watch:
     def has_left(self, node: Node) -> bool:
         """Whether this was the master, and is no more."""
         return self._left.get(node, 0.0) > monotonic()
+
+    def found(self, master: Node) -> None:
+        """Where it is: to be said of each that a sentinel names."""
+        known = self._known
+        if known is None:
+            self._known = master
+        elif known != master and not self.has_left(master):
+            self._switch(known, master)  # while nobody listened, or before it was heard
 
     def close(self) -> None:
         self._stopped.set()
@@ -112,7 +119,7 @@ class Watch:
             wire.send(pack(b"PSUBSCRIBE", *kinds), monotonic() + _SIGN)
             for _ in kinds:
                 self._hear(wire.listen(monotonic() + _SIGN))
-            self._compare(ask_for_master(sentinel, self._service, monotonic() + _SIGN))
+            self.found(ask_for_master(sentinel, self._service, monotonic() + _SIGN))
             while not stopped.is_set():
                 self._listen_on(wire)
         finally:
@@ -149,17 +156,12 @@ class Watch:
             elif kind.startswith(b"-"):
                 self._moves_until = 0.0
 
-    def _compare(self, named: Node) -> None:
-        """It may have changed while nobody listened."""
-        known = self.known
-        if known is not None and known != named and not self.has_left(named):
-            self._switch(known, named)
-
     def _switch(self, old: Node, new: Node) -> None:
         with self._lock:
             again = self.has_left(old)
             self._left[old] = monotonic() + _LEFT_FOR
             self._left.pop(new, None)
+            self._known = new
         if not again:  # each sentinel says so
             log.warning("the master of the service %r is another one now", self._service)
             self._moved()

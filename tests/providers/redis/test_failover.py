@@ -154,7 +154,7 @@ def test_a_failover_while_nobody_listens() -> None:
         watch = provider._servers._watch  # type: ignore[attr-defined]
         wait_for(lambda: watch._wires, "it to listen")
         # As if it had connected before.
-        watch.known = (servers.master.host, 1)
+        watch._known = (servers.master.host, 1)
         for wire in list(watch._wires):
             wire.close()
         wait_for(lambda: provider._servers.term == 1, "it to compare")

@@ -738,6 +738,20 @@ def test_a_new_id_without_its_values_is_a_503_with_the_new_cookie(
     assert site.browser(old).do(look) is None
 
 
+@pytest.mark.parametrize("work", [lambda: session.update(a=2), lambda: session.regenerate()])
+def test_a_session_that_is_damaged_between_load_and_save_is_a_503(
+    monkeypatch: pytest.MonkeyPatch, work: Callable[[], Any]
+) -> None:
+    site, browser = outage()
+
+    def damaged(*args: Any) -> None:
+        raise CorruptData("a row of garbage")
+
+    monkeypatch.setattr(site.provider, "commit", damaged)
+    visit = browser.visit(work)
+    assert (visit.status, visit.cookie) == (503, None)
+
+
 @pytest.mark.parametrize("call", ["commit", "rename"])
 def test_a_new_id_that_fails_leaves_all_as_it_was(call: str) -> None:
     site, browser = outage(call)

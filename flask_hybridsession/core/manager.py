@@ -197,7 +197,10 @@ class Manager:
         False: something was to be stored, and was not. Raises ``CodecError`` before anything is
         written, ``ProviderUnavailable``.
         """
-        return save(self, session)
+        try:
+            return save(self, session)
+        except CorruptData as error:  # since it was loaded: the next request finds it so
+            raise ProviderUnavailable("a session was damaged while it was in use") from error
 
     def refresh(self, session: Session) -> bool:
         """See ``Session.refresh``."""

@@ -1,7 +1,7 @@
 """The image: the sessions as the log has made them, in an LMDB file that all workers map.
 
-It is fast, never synced, and can always be made again from the log. It is believed only within
-the same boot of the machine, beside the same log file, up to the position that it names.
+It is fast, never synced, and can be made again from the log. It is believed only within the same
+boot of the machine, in the very file that it was written to, and as long as no newer log is there.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from hashlib import sha256
 from math import inf
 from struct import Struct, unpack_from
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import lmdb
 
 from ...core.change import Record
 from ...core.errors import CorruptData
 from ...core.packing import dumps, loads
-from .log import identity
+from .log import Log, allocate, identity
 
 #: Raised by one when the layout below changes: an image of another format is made again.
-FORMAT = 1
+FORMAT = 2
 META = b"meta"
 _DATABASES = (b"sessions", b"deadlines", b"users", b"aliases", b"locks")
 
@@ -35,23 +36,47 @@ _LEAST_SPACE = 1 << 26
 
 
 class Meta(NamedTuple):
-    """Where the image stands: beside which log, and up to which position and commit number.
+    """Where the image stands: beside which log, up to which position and commit number.
 
-    ``floor`` is the size that the log had when its generation began.
+    ``floor`` is the size that the log had when its generation began, ``image`` the image's own
+    inode: a copy is none of its own. These stay; the rest, from ``position`` on, is of each
+    transaction: ``number`` is its own, ``chain`` names the log's last frame.
     """
 
     format: int
     boot: bytes
+    store: int
     device: int
     inode: int
     generation: int
+    floor: int
+    image: int
     position: int
     sequence: int
-    floor: int
+    number: int
+    chain: bytes
+
+    def pack(self) -> bytes:
+        """The bytes that stand in the image."""
+        return _META.pack(*self)
+
+    def is_beside(self, log: Log) -> bool:
+        """Whether that is the very file."""
+        there = log.store, log.device, log.inode, log.generation
+        return there == (self.store, self.device, self.inode, self.generation)
 
 
-_META = Struct("<Q16s6Q")
-pack_meta, unpack_meta = _META.pack, _META.unpack
+_META = Struct("<Q16s9Q4s")
+_PLACE = Struct("<3Q4s")
+#: What stays is before this.
+FIXED = _META.size - _PLACE.size
+pack_place, unpack_place = _PLACE.pack, _PLACE.unpack_from
+
+
+def read_meta(txn: Any) -> Meta | None:
+    """Where the image stands, or None while it is being made."""
+    data = txn.get(META)
+    return None if data is None or len(data) != _META.size else Meta._make(_META.unpack(data))
 
 
 class State(NamedTuple):
@@ -68,14 +93,28 @@ class State(NamedTuple):
 
 def encode(state: State) -> bytes:
     """The session as it stands in the image, and in create and snapshot frames."""
-    version, (_, values, created, touched, deadline, user, device), aliases = state
+    version, (key, values, created, touched, deadline, user, device), aliases = state
     if type(values) is not dict:
         values = dict(values)
-    return dumps((version, created, touched, deadline, user, device, aliases, values))
+    return seal(key, dumps((version, created, touched, deadline, user, device, aliases, values)))
+
+
+def seal(key: str, blob: bytes) -> bytes:
+    """Append a checksum: of the key too, so that no session is taken for another."""
+    return blob + _pack_crc(crc32(blob, crc32(key.encode())))
+
+
+_CRC = Struct("<I")
+_pack_crc = _CRC.pack
+#: The checksum of all that ends with its own checksum.
+_WHOLE = 0x2144DF1C
 
 
 def decode(key: str, blob: bytes) -> State:
     """What ``encode`` was given. Raises ``CorruptData``."""
+    if crc32(blob, crc32(key.encode())) != _WHOLE:
+        raise CorruptData(f"session {key[:12]}... cannot be read")
+    blob = blob[:-4]
     try:
         version, created, touched, deadline, user, device, aliases, values = loads(blob)
     except (ValueError, TypeError):
@@ -114,6 +153,7 @@ class Image:
         self, path: str, space: int = _SPACE, readers: int = 2048, create: bool = True
     ) -> None:
         self.path = path
+        _allocate_lock(f"{path}-lock", readers)
         self.env = _open(path, space, readers, create)
         self.begin = self.env.begin
         self.sessions, self.deadlines, self.users, self.aliases, self.locks = map(
@@ -121,6 +161,7 @@ class Image:
         )
         self.env.reader_check()
         self.identities = [self._private(name) for name in self._files()]
+        self.inode = os.stat(path).st_ino
 
     def _files(self) -> tuple[str, str]:
         return self.path, f"{self.path}-lock"
@@ -141,18 +182,35 @@ class Image:
         """Where the image stands, or None while it is being made."""
         txn = self.begin()
         try:
-            data = txn.get(META)
+            return read_meta(txn)
         finally:
             txn.abort()
-        return (
-            Meta._make(unpack_meta(data)) if data is not None and len(data) == _META.size else None
-        )
+
+    def stands(self) -> Meta:
+        """Where the image stands; it must be complete."""
+        meta = self.meta()
+        if meta is None:
+            raise CorruptData("the session image is not complete")
+        return meta
+
+    def sound_meta(self) -> Meta | None:
+        """As ``meta``; None too if the files are not those that were written last.
+
+        Each transaction notes its number. LMDB counts in ``image-lock``: where that is an older
+        one, or the image is, they differ.
+        """
+        txn = self.begin()
+        try:
+            meta = read_meta(txn)
+            return meta if meta is not None and meta.number == txn.id() else None
+        finally:
+            txn.abort()
 
     def set_meta(self, meta: Meta) -> None:
         """From here on the image is complete and stands where ``meta`` says."""
         txn = self.begin(write=True)
         try:
-            txn.put(META, pack_meta(*meta))
+            txn.put(META, meta._replace(image=self.inode, number=txn.id()).pack())
             txn.commit()
         except BaseException:
             txn.abort()
@@ -318,6 +376,19 @@ def index(
         aliases.append((alias, _ALIAS.pack(key, until)))
         if until != inf:
             due.append((due_key(until, alias), b"a"))
+
+
+def _allocate_lock(path: str, readers: int) -> None:
+    """Have the blocks of LMDB's lock file, which LMDB writes to as memory.
+
+    It takes any size from that of its table on, a line of 64 bytes for each reader and a head.
+    No environment of this process may be open on it: its locks would go with the file.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        allocate(fd, 64 * readers + 4096)
+    finally:
+        os.close(fd)
 
 
 def _open(path: str, space: int, readers: int, create: bool) -> Any:

@@ -167,11 +167,13 @@ def test_frames_behind_a_hole_in_what_was_never_synced_are_cut(
 def test_a_frame_that_knows_of_a_sync_makes_the_hole_damage(tmp_path: Path) -> None:
     header = Header(1, 0, 0, 77, NOW)
 
-    def packed(sequence: int, synced: int, name: str) -> bytes:
+    def packed(sequence: int, synced: int, name: str, before: bytes) -> bytes:
         entry = Frame(frame.DESTROY, bytes.fromhex(key(name)), b"", sequence, 0, synced)
-        return frame.pack(entry, 1, 77)
+        return frame.pack(entry, 1, 77, frame.chain_of(before))
 
-    first, second, third = packed(1, 0, "a"), packed(2, 0, "b"), packed(3, 2, "c")
+    first = packed(1, 0, "a", header.pack())
+    second = packed(2, 0, "b", first)
+    third = packed(3, 2, "c", second)
     holed = header.pack() + first + b"\0" * len(second) + third
     found, _ = replayed(tmp_path / "log", holed, False)
     assert found.damage

@@ -199,12 +199,15 @@ class Image:
         Each transaction notes its number. LMDB counts in ``image-lock``: where that is an older
         one, or the image is, they differ.
         """
-        txn = self.begin()
         try:
-            meta = read_meta(txn)
-            return meta if meta is not None and meta.number == txn.id() else None
-        finally:
-            txn.abort()
+            txn = self.begin()
+            try:
+                meta = read_meta(txn)
+                return meta if meta is not None and meta.number == txn.id() else None
+            finally:
+                txn.abort()
+        except lmdb.Error:
+            return None
 
     def set_meta(self, meta: Meta) -> None:
         """From here on the image is complete and stands where ``meta`` says."""

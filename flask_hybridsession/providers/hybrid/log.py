@@ -118,6 +118,10 @@ class Log:
         frame = parse(data, 0, self.generation, self.salt)
         return frame is not None and frame.sequence == sequence + 1
 
+    def has_header(self) -> bool:
+        """Whether what is written there is still what was read."""
+        return parse_header(os.pread(self.fd, HEADER_SIZE, 0)) == self.header
+
     def is_at(self, path: str) -> bool:
         """Whether ``path`` still names this very file."""
         return identity(path) == (self.device, self.inode)

@@ -100,10 +100,7 @@ class Opening:
             image = Image(path, self.space, create=False)
         except lmdb.Error:
             return None
-        try:
-            meta = image.sound_meta()
-        except lmdb.Error:
-            meta = None
+        meta = image.sound_meta()
         here = FORMAT, self.boot, image.inode
         if meta is not None and (meta.format, meta.boot, meta.image) == here:
             return image

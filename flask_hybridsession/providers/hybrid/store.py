@@ -566,7 +566,7 @@ class Store:
         What was written since then makes no difference, but for a new generation.
         """
         log = self.log
-        if log is None or not log.is_at(self.path("log")):
+        if log is None or not log.is_at(self.path("log")) or not log.has_header():
             return False
         meta = self.image.sound_meta()
         return meta is not None and bool(log.chain_at(meta.position) == meta.chain)

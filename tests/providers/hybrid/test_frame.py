@@ -41,7 +41,9 @@ def test_every_flipped_bit_is_noticed() -> None:
 
 
 def test_one_flipped_bit_never_hides_whose_frame_it_was() -> None:
-    following = frame.pack(Frame(frame.DESTROY, b"\1" * 32, b"", 8, 6, 3), 2, SALT, frame.chain_of(PACKED))
+    following = frame.pack(
+        Frame(frame.DESTROY, b"\1" * 32, b"", 8, 6, 3), 2, SALT, frame.chain_of(PACKED)
+    )
     for bit in range(len(PACKED) * 8):
         gap = frame.resync(flipped(PACKED, bit) + following, 0, 6, 2, SALT)
         assert (gap.end, gap.last) == (len(PACKED), False)

@@ -192,7 +192,9 @@ def at_any_byte(directory: Path) -> None:
 SMALL = 3 << 20
 
 
-@pytest.mark.parametrize("case", ["new", "sync", "image-lock", "image", "compaction", "load"])
+@pytest.mark.parametrize(
+    "case", ["new", "sync", "image-lock", "image", "log", "compaction", "load"]
+)
 def test_a_full_file_system_kills_nobody(tmp_path: Path, case: str) -> None:
     """Whoever starts, or is at work, is refused in words, and goes on when there is room."""
     full = tmp_path / "full"
@@ -300,7 +302,7 @@ if __name__ == "__main__":
         in_compaction(Path(sys.argv[2]))
     elif sys.argv[1] == "load":
         under_load(Path(sys.argv[2]))
-    elif sys.argv[1] in ("new", "sync", "image-lock", "image"):
+    elif sys.argv[1] in ("new", "sync", "image-lock", "image", "log"):
         on_a_full_start(Path(sys.argv[2]), sys.argv[1])
     else:
         main(sys.argv[1], Path(sys.argv[2]))

@@ -64,7 +64,10 @@ class Opening:
         words, log = self.words, self.log
         if not words.is_of(self.boot) or words.is_as_closed(self.path("image")):
             return False
-        return words.was_closed() or log is None or log.size() <= _QUICK
+        if words.was_closed():
+            logger.warning("the session image is not the one that was closed; it is made again")
+            return True
+        return log is None or log.size() <= _QUICK
 
     def _is_another_store(self) -> bool:
         """Whether words and log are not of the same store."""

@@ -84,7 +84,7 @@ def _different(
         kept = found.sessions.get(key)
         if kept is None and damaged:
             continue  # the log cannot prove it any more: that was said
-        if blob != kept and _plain(decode(key.hex(), blob)) != _plain(found.state(key)):
+        if blob != kept and _plain(decode(key, blob)) != _plain(found.state(key)):
             yield key, "is not what the log says"
     for key in found.sessions.keys() - stored.keys():
         yield key, "is missing"
@@ -103,7 +103,7 @@ def _index_problems(image: Image, txn: Any, stored: dict[bytes, bytes]) -> list[
     users: list[tuple[bytes, bytes]] = []
     aliases: list[tuple[bytes, bytes]] = []
     for key, blob in stored.items():
-        index(key, decode(key.hex(), blob), due, users, aliases)
+        index(key, decode(key, blob), due, users, aliases)
     texts = []
     for name, expected, database in (
         ("deadlines", due, image.deadlines),

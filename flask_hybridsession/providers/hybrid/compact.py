@@ -206,7 +206,7 @@ class Successor:
 
     def _put(self, key: bytes, blob: bytes, append: bool = False) -> None:
         try:
-            state = decode(key.hex(), blob)
+            state = decode(key, blob)
         except CorruptData as error:
             self._damaged = True
             logger.error("it is left out of the new session log, the old one is kept: %s", error)

@@ -91,41 +91,45 @@ class State(NamedTuple):
     aliases: list[tuple[bytes, float]]
 
 
-def encode(state: State) -> bytes:
+def encode(key: bytes, state: State) -> bytes:
     """The session as it stands in the image, and in create and snapshot frames."""
-    version, (key, values, created, touched, deadline, user, device), aliases = state
+    version, (_, values, created, touched, deadline, user, device), aliases = state
     if type(values) is not dict:
         values = dict(values)
-    return seal(key, dumps((version, created, touched, deadline, user, device, aliases, values)))
+    parts = version, created, touched, deadline, user, device, aliases, values, _NO_CRC
+    blob = dumps(parts)[:-4]
+    return blob + _pack_crc(crc32(blob, crc32(key)))  # of the key too: none is taken for another
 
 
-def seal(key: str, blob: bytes) -> bytes:
-    """Append a checksum: of the key too, so that no session is taken for another."""
-    return blob + _pack_crc(crc32(blob, crc32(key.encode())))
+def seal(key: bytes, blob: bytes) -> bytes:
+    """What format 1 of the log holds of a session, as ``encode`` would have it."""
+    version, created, touched, deadline, user, device, aliases, values = loads(blob)
+    record = Record(key.hex(), values, created, touched, deadline, user, device)
+    return encode(key, State(version, record, aliases))
 
 
-_CRC = Struct("<I")
-_pack_crc = _CRC.pack
+_pack_crc = Struct("<I").pack
+_NO_CRC = bytes(4)
 #: The checksum of all that ends with its own checksum.
 _WHOLE = 0x2144DF1C
 
 
-def decode(key: str, blob: bytes) -> State:
+def decode(key: bytes, blob: bytes) -> State:
     """What ``encode`` was given. Raises ``CorruptData``."""
-    if crc32(blob, crc32(key.encode())) != _WHOLE:
-        raise CorruptData(f"session {key[:12]}... cannot be read")
-    blob = blob[:-4]
     try:
-        version, created, touched, deadline, user, device, aliases, values = loads(blob)
+        if crc32(blob, crc32(key)) != _WHOLE:
+            raise ValueError
+        version, created, touched, deadline, user, device, aliases, values, _ = loads(blob)
     except (ValueError, TypeError):
-        raise CorruptData(f"session {key[:12]}... cannot be read") from None
-    return State(version, Record(key, values, created, touched, deadline, user, device), aliases)
+        raise CorruptData(f"session {key.hex()[:12]}... cannot be read") from None
+    record = Record(key.hex(), values, created, touched, deadline, user, device)
+    return State(version, record, aliases)
 
 
 def decode_due(key: bytes, blob: bytes, now: float) -> State | None:
     """The session if its deadline is past. What cannot be read is left to others."""
     try:
-        state = decode(key.hex(), blob)
+        state = decode(key, blob)
     except CorruptData:
         return None
     return state if state.record.deadline <= now else None
@@ -222,7 +226,7 @@ class Image:
     def get(self, txn: Any, key: bytes) -> State | None:
         """The state of the session under ``key`` itself, dead or alive."""
         blob = txn.get(key, None, self.sessions)
-        return None if blob is None else decode(key.hex(), blob)
+        return None if blob is None else decode(key, blob)
 
     def owner(self, txn: Any, key: bytes) -> State:
         """The session that an index entry leads to: it must be there."""
@@ -242,7 +246,7 @@ class Image:
     def put(self, txn: Any, key: bytes, state: State, old: State | None) -> None:
         """Store a session over ``old``, and keep the indexes right. Aliases are not looked at."""
         record = state.record
-        txn.put(key, encode(state), True, True, False, self.sessions)
+        txn.put(key, encode(key, state), True, True, False, self.sessions)
         deadline, user = record.deadline, record.user
         if old is None:
             was, who = inf, None

@@ -55,7 +55,7 @@ class Recovered:
     def state(self, key: bytes) -> State | None:
         """The session under ``key``, decoded."""
         found = self.sessions.get(key)
-        return decode(key.hex(), found) if isinstance(found, bytes) else found
+        return decode(key, found) if isinstance(found, bytes) else found
 
     def doubt(self, gap: Gap, missing: int, before: int) -> None:
         """Believe no session that the ``missing`` frames lost in ``gap`` may have been about."""
@@ -160,7 +160,7 @@ def replay(log: Log, same_boot: bool, end: int = sys.maxsize) -> Recovered:
 def _sealed(frame: Frame) -> Frame:
     """A frame of format 1, whose sessions have no checksum of their own, as it would be now."""
     if frame.op in (SNAPSHOT, CREATE):
-        return frame._replace(data=seal(frame.key.hex(), frame.data))
+        return frame._replace(data=seal(frame.key, frame.data))
     return frame
 
 
@@ -210,7 +210,7 @@ def fill(image: Image, found: Recovered) -> None:
         for key in sorted(found.sessions):
             kept = found.sessions[key]
             blob, state = (
-                (kept, decode(key.hex(), kept)) if isinstance(kept, bytes) else (encode(kept), kept)
+                (kept, decode(key, kept)) if isinstance(kept, bytes) else (encode(key, kept), kept)
             )
             index(key, state, due, users, aliases)
             yield key, blob

@@ -25,7 +25,7 @@ import lmdb
 from ...core import clock
 from ...core.errors import ConfigError, ProviderUnavailable
 from . import compact as _compact
-from .frame import chain_of, pack_parts
+from .frame import pack_parts
 from .image import FIXED, META, Image, Meta, pack_place, read_meta, unpack_place
 from .log import Log, identity, make_private, remove
 from .opening import Opening, is_newer, synced
@@ -101,7 +101,7 @@ class Turn:
         frame = pack_parts(
             op, key, data, sequence, previous, self.synced, log.generation, log.salt, self.chain
         )
-        self.chain = chain_of(frame)
+        self.chain = frame[-4:]
         self.frames.append(frame)
 
 
@@ -324,7 +324,7 @@ class Store:
                 txn.abort()
                 return result, 0
             if turn.frames:
-                data = b"".join(turn.frames)
+                data = turn.frames[0] if len(turn.frames) == 1 else b"".join(turn.frames)
                 written = True
                 log.append(data)
                 position += len(data)

@@ -39,10 +39,13 @@ def check_again(directory: Path, expected: dict[str, Record | None]) -> None:
     provider.close()
 
 
+RAW = bytes.fromhex(key(1))
+
+
 def test_states_round_trip() -> None:
     record = Record(key(1), {"a": b"", "\ud800": b"x"}, 1.0, 2.0, inf, "s:\udfff", None)
     state = State(9, record, [(b"k" * 32, 5.0)])
-    version, found, aliases = image.decode(key(1), image.encode(state))
+    version, found, aliases = image.decode(RAW, image.encode(RAW, state))
     assert (version, found) == (9, record)
     assert [tuple(pair) for pair in aliases] == state.aliases
 
@@ -50,7 +53,7 @@ def test_states_round_trip() -> None:
 @pytest.mark.parametrize("blob", [b"", b"\xc1", b"\x01", b"\x93\x01\x02\x03"])
 def test_unreadable_states_are_corrupt_data(blob: bytes) -> None:
     with pytest.raises(CorruptData, match=key(1)[:12]):
-        image.decode(key(1), blob)
+        image.decode(RAW, blob)
 
 
 def test_the_image_is_believed_when_opened_again(tmp_path: Path) -> None:

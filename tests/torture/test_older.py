@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from math import inf
@@ -22,7 +23,7 @@ import pytest
 from flask_hybridsession.core.change import Change, Record
 from flask_hybridsession.providers.hybrid import HybridProvider
 from tests.model import InProcess, ask
-from tests.providers.hybrid.tools import NOW, content, key
+from tests.providers.hybrid.tools import NOW, PATIENCE, content, key
 
 from .crashes import held, opened
 
@@ -255,6 +256,32 @@ def one_round(history: History, mishap: Callable[[], None], how: str) -> None:
         assert history.look(worker) == history.sessions
     history.go_on(10)
     history.stop()
+
+
+def becomes(history: History, condition: Callable[[], bool]) -> bool:
+    """Whether it comes true while the workers only read."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        right = [history.look(worker) == history.sessions for worker in history.workers]
+        if all(right) and condition():
+            return True
+        time.sleep(0.01)
+    return False
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+@pytest.mark.parametrize("damage", ["older by mv", "older by cp", "header zeroed"])
+@pytest.mark.parametrize("name", ["image", "log"])
+def test_readers_notice(
+    fast_path: Path, foreign: Path, name: str, damage: str, compacted: bool
+) -> None:
+    """Within a second or two, without a write."""
+    history = History(fast_path, damage, may_die=name == "image")
+    mishap = prepared(history, name, damage, foreign, compacted)
+    mishap()
+    assert becomes(history, lambda: name == "image" or any(history.directory.glob("damaged-*")))
+    history.stop()
+    assert plain(held(history.directory)) == history.sessions
 
 
 def opened_check(directory: Path) -> list[str]:

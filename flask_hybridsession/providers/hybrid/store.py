@@ -558,6 +558,7 @@ class Store:
                 return
             well = self._in_place() and self._is_of_one_mind()
         if not well:
+            self._suspicious = True
             self.write(False, _nothing)  # a turn begins with looking
 
     def _is_of_one_mind(self) -> bool:

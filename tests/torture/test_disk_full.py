@@ -203,12 +203,13 @@ def test_a_full_file_system_kills_nobody(tmp_path: Path, case: str) -> None:
     inside = ["unshare", "-Urm", "sh", "-c", mount, str(full)]
     if not shutil.which("unshare") or subprocess.run([*inside, "true"], check=False).returncode:
         pytest.skip("no file system can be mounted here")
-    program = [sys.executable, "-W", "error", "-m", __name__, case, str(full)]
+    program = [sys.executable, "-W", "error", "-m", __name__, f"small:{case}", str(full)]
     subprocess.run([*inside, *program], cwd=ROOT, check=True, timeout=PATIENCE)
 
 
 def fill_up(path: Path) -> None:
-    """Leave not one block."""
+    """Leave not one block, of a small file system."""
+    assert path.is_mount()
     with (path / "ballast").open("ab", buffering=0) as file, suppress(OSError):
         while True:
             file.write(bytes(4096))
@@ -295,14 +296,20 @@ def under_load(path: Path) -> None:
         assert not crew.judge().failures("ProviderUnavailable")
 
 
-if __name__ == "__main__":
-    if sys.argv[1] == "bytes":
-        at_any_byte(Path(sys.argv[2]) / "store")
-    elif sys.argv[1] == "compaction":
-        in_compaction(Path(sys.argv[2]))
-    elif sys.argv[1] == "load":
-        under_load(Path(sys.argv[2]))
-    elif sys.argv[1] in ("new", "sync", "image-lock", "image", "log"):
-        on_a_full_start(Path(sys.argv[2]), sys.argv[1])
+def on_a_small_one(case: str, path: Path) -> None:
+    if case == "compaction":
+        in_compaction(path)
+    elif case == "load":
+        under_load(path)
     else:
-        main(sys.argv[1], Path(sys.argv[2]))
+        on_a_full_start(path, case)
+
+
+if __name__ == "__main__":
+    how, path = sys.argv[1], Path(sys.argv[2])
+    if how == "bytes":
+        at_any_byte(path / "store")
+    elif how.startswith("small:"):
+        on_a_small_one(how.removeprefix("small:"), path)
+    else:
+        main(how, path)

@@ -197,21 +197,19 @@ class Image:
             raise CorruptData("the session image is not complete")
         return meta
 
-    def sound_meta(self) -> Meta | None:
+    def sound_meta(self, write: bool = False) -> Meta | None:
         """As ``meta``; None too if the files are not those that were written last.
 
         Each transaction notes its number. LMDB counts in ``image-lock``: where that is an older
-        one, or the image is, they differ.
+        one, or the image is, they differ. With ``write`` it takes no reader's place there, which
+        may be damaged; only for the only writer.
         """
+        txn = self.begin(write=write)
         try:
-            txn = self.begin()
-            try:
-                meta = read_meta(txn)
-                return meta if meta is not None and meta.number == txn.id() else None
-            finally:
-                txn.abort()
-        except lmdb.Error:
-            return None
+            meta = read_meta(txn)
+            return meta if meta is not None and meta.number + write == txn.id() else None
+        finally:
+            txn.abort()
 
     def set_meta(self, meta: Meta) -> None:
         """From here on the image is complete and stands where ``meta`` says."""

@@ -103,7 +103,10 @@ class Opening:
             image = Image(path, self.space, create=False)
         except lmdb.Error:
             return None
-        meta = image.sound_meta()
+        try:
+            meta = image.sound_meta(write=True)
+        except lmdb.Error:
+            meta = None
         here = FORMAT, self.boot, image.inode
         if meta is not None and (meta.format, meta.boot, meta.image) == here:
             return image

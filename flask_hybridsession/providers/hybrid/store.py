@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 import lmdb
 
 from ...core import clock
-from ...core.errors import ConfigError, ProviderUnavailable
+from ...core.errors import ConfigError, CorruptData, ProviderUnavailable
 from . import compact as _compact
 from .frame import pack_parts
 from .image import FIXED, META, Image, Meta, pack_place, read_meta, unpack_place
@@ -388,7 +388,7 @@ class Store:
     def _settle(self) -> None:
         """Image, log and words do not fit: go on with the newest."""
         self._suspicious = False
-        meta = self.image.sound_meta()
+        meta = self.image.sound_meta(write=True)
         log = Log.open(self.path("log"))
         if meta is None or is_newer(log, meta, self.view):
             logger.error("the session image is not the newest one; it will be made again")
@@ -458,7 +458,7 @@ class Store:
             position = self.image.stands().position
             if self.log.size() > position:
                 self.log.cut(position)
-        except (OSError, lmdb.Error):
+        except (OSError, lmdb.Error, CorruptData):
             pass  # the next writer does it
 
     def down(self, error: BaseException) -> ProviderUnavailable:
@@ -569,7 +569,10 @@ class Store:
         log = self.log
         if log is None or not log.is_at(self.path("log")) or not log.has_header():
             return False
-        meta = self.image.sound_meta()
+        try:
+            meta = self.image.sound_meta()
+        except lmdb.Error:
+            return True  # nothing was told; who reads is told of it too
         return meta is not None and bool(log.chain_at(meta.position) == meta.chain)
 
     def _start_compaction(self) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from flask_hybridsession.core.change import Change, Record
 from flask_hybridsession.core.errors import CorruptData
-from flask_hybridsession.providers.hybrid import HybridProvider, image, opening
+from flask_hybridsession.providers.hybrid import HybridProvider, image, log, opening
 from flask_hybridsession.providers.hybrid.image import State
 
 from .tools import NOW, content, create, join, key, run, start
@@ -89,6 +89,35 @@ def test_another_boot_makes_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
     check_again(tmp_path, before)
     assert (tmp_path / "image").stat().st_ino != inode
     held.close()
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_large_image_is_believed_if_nobody_wrote_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: bool
+) -> None:
+    """It is not read; one that was left open by killed workers is made again, unless that takes
+    too long."""
+    monkeypatch.setattr(log, "_LARGE", 1000)
+    monkeypatch.setattr(opening, "_QUICK", 1000)
+
+    def work() -> None:
+        provider, _ = filled(tmp_path)
+        if closed:
+            provider.close()
+        os._exit(0)
+
+    run(work)
+    inode = (tmp_path / "image").stat().st_ino
+    provider = HybridProvider(tmp_path)
+    before = content(provider)
+    assert len(before) == 19
+    assert (tmp_path / "image").stat().st_ino == inode
+    provider.close()
+    with (tmp_path / "image").open("r+b", buffering=0) as older:
+        older.seek(5000)
+        older.write(b"damage")
+        check_again(tmp_path, before)
+        assert (tmp_path / "image").stat().st_ino != inode
 
 
 def test_a_copied_directory_is_another_store(tmp_path: Path) -> None:

@@ -378,9 +378,8 @@ class Store:
         position, sequence, number, chain = place
         if self._suspicious or number + 1 != txn.id():
             return None
-        end = os.pread(log.fd, 8, position - 4)
-        if end != chain:
-            if end[:4] != chain or view[SEEN] != sequence:
+        if os.lseek(log.fd, 0, os.SEEK_END) != position:
+            if log.chain_at(position) != chain or view[SEEN] != sequence:
                 return None
             log.cut(position)  # what a killed writer left
         return place

@@ -5,17 +5,23 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
+import lmdb
 import pytest
 from flask import Flask, session
 
 from flask_hybridsession import HybridSession
-from flask_hybridsession.core.errors import ProviderUnavailable
+from flask_hybridsession.core.errors import ConfigError, ProviderUnavailable
 from flask_hybridsession.providers.hybrid import HybridProvider
+from tests.providers.hybrid.tools import start
 
 from .shim import Shim
 from .workers import PATIENCE, ROOT, Crew, gaps, key, perform, seen
@@ -181,8 +187,129 @@ def at_any_byte(directory: Path) -> None:
     provider.close()
 
 
-if __name__ == "__main__":
-    if sys.argv[1] == "bytes":
-        at_any_byte(Path(sys.argv[2]) / "store")
+# A file system that is really full: what is mapped must have its blocks.
+
+SMALL = 3 << 20
+
+
+@pytest.mark.parametrize(
+    "case", ["new", "sync", "image-lock", "image", "log", "compaction", "load"]
+)
+def test_a_full_file_system_kills_nobody(tmp_path: Path, case: str) -> None:
+    """Whoever starts, or is at work, is refused in words, and goes on when there is room."""
+    full = tmp_path / "full"
+    full.mkdir()
+    mount = f'mount -t tmpfs -o size={SMALL} none "$0" && exec "$@"'
+    inside = ["unshare", "-Urm", "sh", "-c", mount, str(full)]
+    if not shutil.which("unshare") or subprocess.run([*inside, "true"], check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    program = [sys.executable, "-W", "error", "-m", __name__, f"small:{case}", str(full)]
+    subprocess.run([*inside, *program], cwd=ROOT, check=True, timeout=PATIENCE)
+
+
+def fill_up(path: Path) -> None:
+    """Leave not one block, of a small file system."""
+    assert path.is_mount()
+    with (path / "ballast").open("ab", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
+def make_room(path: Path) -> None:
+    (path / "ballast").unlink()
+
+
+def alive(work: Callable[[], None]) -> None:
+    """``work`` in a process that may fail, but must not be killed by what it touches."""
+    child = start(work)
+    child.join(PATIENCE)
+    assert child.exitcode == 0, f"it ended by {child.exitcode}"
+
+
+def on_a_full_start(path: Path, lost: str) -> None:
+    """A worker starts where a file of the store is to be made anew."""
+    directory = path / "store"
+
+    def refused() -> None:
+        with pytest.raises((ProviderUnavailable, ConfigError), match="space"):
+            HybridProvider(directory)
+
+    def served(count: int) -> None:
+        provider = HybridProvider(directory)
+        assert provider.count(0.0) == count
+        perform(provider, "create", key(count), [1, 10, False])
+        provider._check()
+        provider.close()
+
+    if lost != "new":
+        alive(partial(served, 0))
+        alive(partial(served, 1))
+        (directory / lost).unlink()
+    fill_up(path)
+    for _ in range(2):
+        alive(refused)
+    make_room(path)
+    alive(partial(served, 0 if lost == "new" else 2))
+
+
+def in_compaction(path: Path) -> None:
+    """What there is room for is done, and the rest is not, however much is left."""
+
+    def work() -> None:
+        provider = HybridProvider(path / "store")
+        for number in range(20):
+            perform(provider, "create", key(number), [number, 2000, False])
+        for left in range(0, 1 << 18, 8192):
+            fill_up(path)
+            os.truncate(path / "ballast", (path / "ballast").stat().st_size - left)
+            with suppress(OSError, ProviderUnavailable, lmdb.Error):
+                provider.compact()
+            assert provider.count(0.0) == 20
+            make_room(path)
+            perform(provider, "modify", key(1), [left, 10, "put"])
+        assert provider.compact()
+        provider._check()
+        provider.close()
+
+    alive(work)
+
+
+def under_load(path: Path) -> None:
+    """Workers that compact all the time, while the file system is full at times."""
+    (path / "store").mkdir()
+    crew_path = path.parent / "crew"  # their journals have room
+    crew_path.mkdir()
+    (crew_path / "store").symlink_to(path / "store")
+    options = {"compact_bytes": 30_000}
+    with Crew(crew_path, 1, pause=0.001, purges=False, options=options) as crew:
+        for _ in range(3):
+            crew.start()
+        for worker in crew.workers:
+            crew.wait_until_busy(worker)
+        for _ in range(8):
+            fill_up(path)
+            time.sleep(crew.dice.random() / 5)
+            make_room(path)
+            time.sleep(crew.dice.random() / 10)
+        assert all(worker.poll() is None for worker in crew.workers), "a worker died"
+        crew.kill_all()
+        assert not crew.judge().failures("ProviderUnavailable")
+
+
+def on_a_small_one(case: str, path: Path) -> None:
+    if case == "compaction":
+        in_compaction(path)
+    elif case == "load":
+        under_load(path)
     else:
-        main(sys.argv[1], Path(sys.argv[2]))
+        on_a_full_start(path, case)
+
+
+if __name__ == "__main__":
+    how, path = sys.argv[1], Path(sys.argv[2])
+    if how == "bytes":
+        at_any_byte(path / "store")
+    elif how.startswith("small:"):
+        on_a_small_one(how.removeprefix("small:"), path)
+    else:
+        main(how, path)

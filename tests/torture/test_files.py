@@ -23,7 +23,7 @@ from flask_hybridsession import ConfigError, HybridSession, session_expired
 from flask_hybridsession.core.change import Change, Record
 from flask_hybridsession.core.errors import ProviderError
 from flask_hybridsession.providers.hybrid import HybridProvider
-from flask_hybridsession.providers.hybrid.frame import HEADER_SIZE
+from flask_hybridsession.providers.hybrid.frame import HEADER_SIZE, VERSION
 from flask_hybridsession.providers.hybrid.image import Image
 from tests.model import InProcess, ask
 from tests.providers.hybrid.tools import NOW, PATIENCE, content, key
@@ -313,7 +313,7 @@ def make_newer(directory: Path) -> None:
     data = bytearray((directory / "log").read_bytes())
     half = HEADER_SIZE // 2
     for start in (0, half):
-        struct.pack_into("<H", data, start + 8, 2)
+        struct.pack_into("<H", data, start + 8, VERSION + 1)
         struct.pack_into("<I", data, start + half - 4, crc32(data[start : start + half - 4]))
     (directory / "log").write_bytes(data)
 

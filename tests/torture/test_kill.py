@@ -72,6 +72,7 @@ def test_workers_killed_within_a_write(
             survivor = crew.start(pause=0.001)
             for _ in range(2):
                 kill(crew.dice.randint(3, 120))
+            crew.wait_until_busy(survivor)
             size = crew.journal(survivor).stat().st_size
             crew.wait_until_busy(survivor, size + 2_000)
             crew.kill_all()

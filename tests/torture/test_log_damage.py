@@ -233,10 +233,10 @@ def tails(told: Told, dice: random.Random) -> dict[str, bytes]:
     header = frame.parse_header(told.data)
     assert header is not None
     zero = bytes(32)
-    other = frame.pack(Frame(frame.CREATE, zero, b"", 99, 0, 0), header.generation + 1, header.salt)
-    salted = frame.pack(
-        Frame(frame.CREATE, zero, b"", 99, 0, 0), header.generation, header.salt ^ 1
-    )
+    next_one = Frame(frame.CREATE, zero, b"", 99, 0, 0)
+    chain = frame.chain_of(told.data)
+    other = frame.pack(next_one, header.generation + 1, header.salt, chain)
+    salted = frame.pack(next_one, header.generation, header.salt ^ 1, chain)
     return {
         "zeros": bytes(dice.choice((1, 100, 4096, 70_000))),
         "ones": b"\xff" * 77,
@@ -284,7 +284,7 @@ def test_every_bit_of_the_shared_numbers(
     """They say what is synced, and of which boot they are. Flipped, they change no session."""
     dice = random.Random(torture_seed)
     path = store_of(fast_path, told)
-    for bit in range(7 * 64):
+    for bit in range(10 * 64):
         if not minutes and dice.random() > 0.1:
             continue
         before = (path / "sync").read_bytes()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import lmdb
 
 from ...core.errors import ConfigError, CorruptData
-from .image import META, Image, Meta, State, decode, index, unpack_meta
+from .image import Image, Meta, State, decode, index, read_meta
 from .log import Log
 from .recovery import Recovered, replay
 from .words import POISONED
@@ -42,10 +42,9 @@ def faults(store: Store) -> list[str]:
         try:
             txn = begin()
             try:
-                meta = Meta._make(unpack_meta(txn.get(META)))
+                meta = read_meta(txn)
                 log = Log.open(store.path("log"))
-                here = (meta.device, meta.inode, meta.generation)
-                if log is not None and (log.device, log.inode, log.generation) == here:
+                if meta is not None and log is not None and meta.is_beside(log):
                     return _compare(store, txn, meta, log)
             finally:
                 txn.abort()
@@ -85,7 +84,7 @@ def _different(
         kept = found.sessions.get(key)
         if kept is None and damaged:
             continue  # the log cannot prove it any more: that was said
-        if blob != kept and _plain(decode(key.hex(), blob)) != _plain(found.state(key)):
+        if blob != kept and _plain(decode(key, blob)) != _plain(found.state(key)):
             yield key, "is not what the log says"
     for key in found.sessions.keys() - stored.keys():
         yield key, "is missing"
@@ -104,7 +103,7 @@ def _index_problems(image: Image, txn: Any, stored: dict[bytes, bytes]) -> list[
     users: list[tuple[bytes, bytes]] = []
     aliases: list[tuple[bytes, bytes]] = []
     for key, blob in stored.items():
-        index(key, decode(key.hex(), blob), due, users, aliases)
+        index(key, decode(key, blob), due, users, aliases)
     texts = []
     for name, expected, database in (
         ("deadlines", due, image.deadlines),
@@ -122,13 +121,13 @@ def _index_problems(image: Image, txn: Any, stored: dict[bytes, bytes]) -> list[
 
 
 def _set_aside(directory: str) -> list[str]:
-    """What is wrong with the logs that a recovery kept: damage stays told until they are gone."""
+    """The logs that gave way to another, and what is wrong with them, until they are gone."""
     texts = []
     for name in sorted(os.listdir(directory)):
         if name.startswith("damaged-"):
             why = _damage(os.path.join(directory, name))
             texts += [f"{name}: {text}" for text in why]
-            texts.append(f"{name}: the damaged log that a recovery kept; delete it when it is read")
+            texts.append(f"{name}: a log that gave way to another; delete it when it is read")
     return texts
 
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ...core import clock
 from ...core.errors import CorruptData
 from .frame import IN_SNAPSHOT, RENAME, SNAPSHOT, Frame, Header, parse_rename
-from .image import FORMAT, META, Image, Meta, boot_id, decode, pack_meta, unpack_meta
+from .image import META, Image, Meta, decode, read_meta
 from .log import Log, remove, sync_directory
 from .words import SYNCED, next_epoch
 
@@ -123,10 +123,9 @@ class Successor:
         self._commit()
         txn = self._image.begin()
         try:
-            generation = self._meta.generation + 1
             path = self._store.path("log.new")
             self._log = snapshot(
-                self._image, txn, path, generation, self._meta.sequence, self._rest
+                self._image, txn, path, self._meta.generation + 1, self._meta, self._rest
             )
         finally:
             txn.abort()
@@ -146,7 +145,7 @@ class Successor:
 
     def _exact(self, txn: Any, image: Image) -> Meta:
         """Have in the new image what ``txn`` sees, no more and no less."""
-        meta = Meta._make(unpack_meta(txn.get(META)))
+        meta = _meta(txn)
         self._follow(meta, _reader(txn, image), _never)
         return meta
 
@@ -207,7 +206,7 @@ class Successor:
 
     def _put(self, key: bytes, blob: bytes, append: bool = False) -> None:
         try:
-            state = decode(key.hex(), blob)
+            state = decode(key, blob)
         except CorruptData as error:
             self._damaged = True
             logger.error("it is left out of the new session log, the old one is kept: %s", error)
@@ -228,26 +227,32 @@ class Successor:
         txn = self._writing()
         for lease in read(_leases):
             txn.put(*lease, db=self._image.locks)
-        size = log.size()
-        meta = Meta(
-            FORMAT, boot_id(), log.device, log.inode, log.generation, size, meta.sequence, size
-        )
-        txn.put(META, pack_meta(*meta))
+        meta = beside(log, meta)._replace(image=self._image.inode, number=txn.id())
+        txn.put(META, meta.pack())
         self._commit()
         store.linger(os.open(store.path("image"), os.O_RDONLY | os.O_NOFOLLOW))
-        self._image.close()  # its lock file is of another name: who opens it next makes a new one
+        self._image.close()
         if self._damaged:
             set_aside(store.directory)
         install(log, store.path("log.new"), store.directory)
-        remove(store.path("image-lock"))
+        # First the epoch: who dies between the two leaves an image with a lock file that is not
+        # the one by which others read. And its blocks are there: on a full disk no other can be.
+        next_epoch(store.view)
+        os.rename(store.path("image.new-lock"), store.path("image-lock"))
         os.rename(store.path("image.new"), store.path("image"))
         store.view[SYNCED] = meta.sequence
-        next_epoch(store.view)
 
 
 def switch(turn: Turn, successor: Successor) -> None:
     """Let the next generation begin."""
-    successor.take_over(turn, Meta._make(unpack_meta(turn.txn.get(META))))
+    successor.take_over(turn, _meta(turn.txn))
+
+
+def _meta(txn: Any) -> Meta:
+    meta = read_meta(txn)
+    if meta is None:
+        raise Abandoned
+    return meta
 
 
 def _slices(things: Iterable[T]) -> Iterator[list[T]]:
@@ -287,13 +292,13 @@ def snapshot(
     txn: Any,
     path: str,
     generation: int,
-    base: int,
+    meta: Meta,
     rest: Callable[[], None] = _never,
 ) -> Log:
     """A new log with the sessions that ``txn`` sees."""
     count = txn.stat(image.sessions)["entries"]
-    salt = secrets.randbits(32)
-    log = Log.create(path, Header(generation, base, count, salt, clock.now()))
+    salt, base = secrets.randbits(32), meta.sequence
+    log = Log.create(path, Header(generation, base, count, salt, clock.now(), meta.store))
     places = itertools.count(IN_SNAPSHOT + 1)
     unsynced = 0
     for some in _slices(image.scan(txn)):
@@ -316,6 +321,19 @@ def install(new: Log, path: str, directory: str) -> None:
     sync_directory(directory)
 
 
+def beside(log: Log, meta: Meta) -> Meta:
+    """Where an image stands that holds what was just packed into a new log."""
+    size = log.size()
+    return meta._replace(
+        device=log.device,
+        inode=log.inode,
+        generation=log.generation,
+        floor=size,
+        position=size,
+        chain=log.chain,
+    )
+
+
 def set_aside(directory: str) -> None:
     """Keep the log that is about to be replaced under another name."""
     name = f"damaged-{clock.now():.6f}"
@@ -328,15 +346,12 @@ def replace(image: Image, directory: str, meta: Meta, generation: int) -> tuple[
     try:
         txn = image.begin()
         try:
-            new = snapshot(image, txn, path, generation, meta.sequence)
+            new = snapshot(image, txn, path, generation, meta)
         finally:
             txn.abort()
         install(new, path, directory)
     finally:
         remove(path)
-    size = new.size()
-    meta = meta._replace(
-        device=new.device, inode=new.inode, generation=generation, position=size, floor=size
-    )
+    meta = beside(new, meta)
     image.set_meta(meta)
     return new, meta

@@ -4,6 +4,9 @@ A frame is a *head* (what, whose, which number), its data, and a *tail* that nam
 session once more. Head and tail are checked each on their own, so one damaged spot still leaves it
 known which session the frame belonged to. All checksums start from the file's random salt, so
 bytes inside a session's value cannot pose as a frame.
+
+Each head carries a part of the checksum that ends the frame before it, so that these checksums are
+a *chain*: the last one stands for all that is in the log, from the header on.
 """
 
 from __future__ import annotations
@@ -22,22 +25,25 @@ CREATE, DESTROY, RENAME, MODIFY, SNAPSHOT, FORGET = range(6)
 #: Set in the sequence of a snapshot frame: the rest is its place in the snapshot, from 1 on.
 IN_SNAPSHOT = 1 << 63
 
-#: The format that this code writes, and the newest that it reads.
-VERSION = 1
+#: The format that this code writes, and the newest that it reads. 1: no chain, no store's number,
+#: and sessions without a checksum of their own.
+VERSION = 2
 HEADER_SIZE = 128
 
-_HEADER = Struct("<8sHHIQQQd12x")
+_HEADER = Struct("<8sHHIQQQdQ4x")
 _MARK = b"HYBRSLOG"
 
 _MAGIC = b"\xf1HS\x0a"
-# magic, op, 3 spare, length, generation, sequence, previous, synced, key
-_HEAD = Struct("<4sB3xIQQQQ32s")
+# magic, op, link, length, generation, sequence, previous, synced, key
+_HEAD = Struct("<4sB3sIQQQQ32s")
+_LINK_AT, _LINK_SIZE = 5, 3
 # checksum of head and data, sequence, key
 _TAIL = Struct("<IQ32s")
 _CRC = Struct("<I")
 _HEAD_SIZE = _HEAD.size + _CRC.size
 _TAIL_SIZE = _TAIL.size + _CRC.size
 OVERHEAD = _HEAD_SIZE + _TAIL_SIZE
+CHAIN_SIZE = _CRC.size
 
 _pack_head, _unpack_head = _HEAD.pack, _HEAD.unpack_from
 _pack_tail, _unpack_tail = _TAIL.pack, _TAIL.unpack_from
@@ -51,6 +57,7 @@ class Header(NamedTuple):
 
     The file begins with that many ``snapshots``, the state after commit ``base``;
     the frames ``base + 1``, ``base + 2``, ... follow. ``created`` is in seconds of wall clock.
+    ``store`` is the number of the store: all its generations have it, and no other store.
     """
 
     generation: int
@@ -58,6 +65,7 @@ class Header(NamedTuple):
     snapshots: int
     salt: int
     created: float
+    store: int = 0
     version: int = VERSION
 
     def pack(self) -> bytes:
@@ -71,8 +79,14 @@ class Header(NamedTuple):
             self.base,
             self.snapshots,
             self.created,
+            self.store,
         )
         return (copy + _pack_crc(crc32(copy))) * 2
+
+    @property
+    def chain(self) -> bytes:
+        """What the first frame is chained to."""
+        return chain_of(self.pack())
 
 
 def parse_header(data: bytes) -> Header | None:
@@ -82,10 +96,15 @@ def parse_header(data: bytes) -> Header | None:
         copy = data[start : start + half]
         if len(copy) < half or _unpack_crc(copy, half - 4)[0] != crc32(copy[:-4]):
             continue
-        mark, version, _, salt, generation, base, count, created = _HEADER.unpack_from(copy)
+        mark, version, _, salt, generation, base, count, created, store = _HEADER.unpack_from(copy)
         if mark == _MARK:
-            return Header(generation, base, count, salt, created, version)
+            return Header(generation, base, count, salt, created, store, version)
     return None
+
+
+def chain_of(data: bytes) -> bytes:
+    """The checksum that whole frames, or a header, end with."""
+    return data[-CHAIN_SIZE:]
 
 
 class Frame(NamedTuple):
@@ -109,9 +128,9 @@ class Frame(NamedTuple):
         return OVERHEAD + len(self.data)
 
 
-def pack(frame: Frame, generation: int, salt: int) -> bytes:
-    """The bytes of a frame in the log ``generation``."""
-    return pack_parts(*frame, generation, salt)
+def pack(frame: Frame, generation: int, salt: int, chain: bytes) -> bytes:
+    """The bytes of a frame in the log ``generation``, behind one that ends with ``chain``."""
+    return pack_parts(*frame, generation, salt, chain)
 
 
 def pack_parts(
@@ -123,9 +142,11 @@ def pack_parts(
     synced: int,
     generation: int,
     salt: int,
+    chain: bytes,
 ) -> bytes:
     """``pack``, for those that have no use for a ``Frame``."""
-    head = _pack_head(_MAGIC, op, len(data), generation, sequence, previous, synced, key)
+    # The format takes as much of the chain as there is room for.
+    head = _pack_head(_MAGIC, op, chain, len(data), generation, sequence, previous, synced, key)
     check = crc32(head, salt)
     tail = _pack_tail(crc32(data, check), sequence, key)
     return b"".join((head, _pack_crc(check), data, tail, _pack_crc(crc32(tail, salt))))
@@ -147,7 +168,7 @@ def parse_head(buffer: Buffer, offset: int, generation: int, salt: int) -> Head 
     """The head at ``offset``, or None when there is none that belongs to this log."""
     if len(buffer) - offset < _HEAD_SIZE:
         return None
-    magic, op, length, written, sequence, previous, synced, key = _unpack_head(buffer, offset)
+    magic, op, _, length, written, sequence, previous, synced, key = _unpack_head(buffer, offset)
     if magic != _MAGIC or written != generation:
         return None
     check = crc32(buffer[offset : offset + _HEAD.size], salt)
@@ -171,6 +192,12 @@ def parse(buffer: Buffer, offset: int, generation: int, salt: int) -> Frame | No
     if tail != (crc32(data, check), sequence, key):
         return None
     return Frame(op, key, data, sequence, previous, synced)
+
+
+def continues(buffer: Buffer, offset: int, chain: bytes) -> bool:
+    """Whether the frame at ``offset`` was written behind one that ends with ``chain``."""
+    start = offset + _LINK_AT
+    return buffer[start : start + _LINK_SIZE] == chain[:_LINK_SIZE]
 
 
 def parse_tail(buffer: Buffer, end: int, salt: int) -> tuple[int, int, bytes] | None:

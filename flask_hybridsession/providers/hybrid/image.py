@@ -1,7 +1,7 @@
 """The image: the sessions as the log has made them, in an LMDB file that all workers map.
 
-It is fast, never synced, and can always be made again from the log. It is believed only within
-the same boot of the machine, beside the same log file, up to the position that it names.
+It is fast, never synced, and can be made again from the log. It is believed only within the same
+boot of the machine, in the very file that it was written to, and as long as no newer log is there.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from hashlib import sha256
 from math import inf
 from struct import Struct, unpack_from
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import lmdb
 
 from ...core.change import Record
 from ...core.errors import CorruptData
 from ...core.packing import dumps, loads
-from .log import identity
+from .log import Log, allocate, identity
 
 #: Raised by one when the layout below changes: an image of another format is made again.
-FORMAT = 1
+FORMAT = 2
 META = b"meta"
 _DATABASES = (b"sessions", b"deadlines", b"users", b"aliases", b"locks")
 
@@ -35,23 +36,47 @@ _LEAST_SPACE = 1 << 26
 
 
 class Meta(NamedTuple):
-    """Where the image stands: beside which log, and up to which position and commit number.
+    """Where the image stands: beside which log, up to which position and commit number.
 
-    ``floor`` is the size that the log had when its generation began.
+    ``floor`` is the size that the log had when its generation began, ``image`` the image's own
+    inode: a copy is none of its own. These stay; the rest, from ``position`` on, is of each
+    transaction: ``number`` is its own, ``chain`` names the log's last frame.
     """
 
     format: int
     boot: bytes
+    store: int
     device: int
     inode: int
     generation: int
+    floor: int
+    image: int
     position: int
     sequence: int
-    floor: int
+    number: int
+    chain: bytes
+
+    def pack(self) -> bytes:
+        """The bytes that stand in the image."""
+        return _META.pack(*self)
+
+    def is_beside(self, log: Log) -> bool:
+        """Whether that is the very file."""
+        there = log.store, log.device, log.inode, log.generation
+        return there == (self.store, self.device, self.inode, self.generation)
 
 
-_META = Struct("<Q16s6Q")
-pack_meta, unpack_meta = _META.pack, _META.unpack
+_META = Struct("<Q16s9Q4s")
+_PLACE = Struct("<3Q4s")
+#: What stays is before this.
+FIXED = _META.size - _PLACE.size
+pack_place, unpack_place = _PLACE.pack, _PLACE.unpack_from
+
+
+def read_meta(txn: Any) -> Meta | None:
+    """Where the image stands, or None while it is being made."""
+    data = txn.get(META)
+    return None if data is None or len(data) != _META.size else Meta._make(_META.unpack(data))
 
 
 class State(NamedTuple):
@@ -66,27 +91,45 @@ class State(NamedTuple):
     aliases: list[tuple[bytes, float]]
 
 
-def encode(state: State) -> bytes:
+def encode(key: bytes, state: State) -> bytes:
     """The session as it stands in the image, and in create and snapshot frames."""
     version, (_, values, created, touched, deadline, user, device), aliases = state
     if type(values) is not dict:
         values = dict(values)
-    return dumps((version, created, touched, deadline, user, device, aliases, values))
+    parts = version, created, touched, deadline, user, device, aliases, values, _NO_CRC
+    blob = dumps(parts)[:-4]
+    return blob + _pack_crc(crc32(blob, crc32(key)))  # of the key too: none is taken for another
 
 
-def decode(key: str, blob: bytes) -> State:
+def seal(key: bytes, blob: bytes) -> bytes:
+    """What format 1 of the log holds of a session, as ``encode`` would have it."""
+    version, created, touched, deadline, user, device, aliases, values = loads(blob)
+    record = Record(key.hex(), values, created, touched, deadline, user, device)
+    return encode(key, State(version, record, aliases))
+
+
+_pack_crc = Struct("<I").pack
+_NO_CRC = bytes(4)
+#: The checksum of all that ends with its own checksum.
+_WHOLE = 0x2144DF1C
+
+
+def decode(key: bytes, blob: bytes) -> State:
     """What ``encode`` was given. Raises ``CorruptData``."""
     try:
-        version, created, touched, deadline, user, device, aliases, values = loads(blob)
+        if crc32(blob, crc32(key)) != _WHOLE:
+            raise ValueError
+        version, created, touched, deadline, user, device, aliases, values, _ = loads(blob)
     except (ValueError, TypeError):
-        raise CorruptData(f"session {key[:12]}... cannot be read") from None
-    return State(version, Record(key, values, created, touched, deadline, user, device), aliases)
+        raise CorruptData(f"session {key.hex()[:12]}... cannot be read") from None
+    record = Record(key.hex(), values, created, touched, deadline, user, device)
+    return State(version, record, aliases)
 
 
 def decode_due(key: bytes, blob: bytes, now: float) -> State | None:
     """The session if its deadline is past. What cannot be read is left to others."""
     try:
-        state = decode(key.hex(), blob)
+        state = decode(key, blob)
     except CorruptData:
         return None
     return state if state.record.deadline <= now else None
@@ -114,6 +157,7 @@ class Image:
         self, path: str, space: int = _SPACE, readers: int = 2048, create: bool = True
     ) -> None:
         self.path = path
+        _allocate_lock(f"{path}-lock", readers)
         self.env = _open(path, space, readers, create)
         self.begin = self.env.begin
         self.sessions, self.deadlines, self.users, self.aliases, self.locks = map(
@@ -121,6 +165,7 @@ class Image:
         )
         self.env.reader_check()
         self.identities = [self._private(name) for name in self._files()]
+        self.inode = os.stat(path).st_ino
 
     def _files(self) -> tuple[str, str]:
         return self.path, f"{self.path}-lock"
@@ -141,18 +186,36 @@ class Image:
         """Where the image stands, or None while it is being made."""
         txn = self.begin()
         try:
-            data = txn.get(META)
+            return read_meta(txn)
         finally:
             txn.abort()
-        return (
-            Meta._make(unpack_meta(data)) if data is not None and len(data) == _META.size else None
-        )
+
+    def stands(self) -> Meta:
+        """Where the image stands; it must be complete."""
+        meta = self.meta()
+        if meta is None:
+            raise CorruptData("the session image is not complete")
+        return meta
+
+    def sound_meta(self, write: bool = False) -> Meta | None:
+        """As ``meta``; None too if the files are not those that were written last.
+
+        Each transaction notes its number. LMDB counts in ``image-lock``: where that is an older
+        one, or the image is, they differ. With ``write`` it takes no reader's place there, which
+        may be damaged; only for the only writer.
+        """
+        txn = self.begin(write=write)
+        try:
+            meta = read_meta(txn)
+            return meta if meta is not None and meta.number + write == txn.id() else None
+        finally:
+            txn.abort()
 
     def set_meta(self, meta: Meta) -> None:
         """From here on the image is complete and stands where ``meta`` says."""
         txn = self.begin(write=True)
         try:
-            txn.put(META, pack_meta(*meta))
+            txn.put(META, meta._replace(image=self.inode, number=txn.id()).pack())
             txn.commit()
         except BaseException:
             txn.abort()
@@ -161,7 +224,7 @@ class Image:
     def get(self, txn: Any, key: bytes) -> State | None:
         """The state of the session under ``key`` itself, dead or alive."""
         blob = txn.get(key, None, self.sessions)
-        return None if blob is None else decode(key.hex(), blob)
+        return None if blob is None else decode(key, blob)
 
     def owner(self, txn: Any, key: bytes) -> State:
         """The session that an index entry leads to: it must be there."""
@@ -181,7 +244,7 @@ class Image:
     def put(self, txn: Any, key: bytes, state: State, old: State | None) -> None:
         """Store a session over ``old``, and keep the indexes right. Aliases are not looked at."""
         record = state.record
-        txn.put(key, encode(state), True, True, False, self.sessions)
+        txn.put(key, encode(key, state), True, True, False, self.sessions)
         deadline, user = record.deadline, record.user
         if old is None:
             was, who = inf, None
@@ -318,6 +381,19 @@ def index(
         aliases.append((alias, _ALIAS.pack(key, until)))
         if until != inf:
             due.append((due_key(until, alias), b"a"))
+
+
+def _allocate_lock(path: str, readers: int) -> None:
+    """Have the blocks of LMDB's lock file, which LMDB writes to as memory.
+
+    It takes any size from that of its table on, a line of 64 bytes for each reader and a head.
+    No environment of this process may be open on it: its locks would go with the file.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        allocate(fd, 64 * readers + 4096)
+    finally:
+        os.close(fd)
 
 
 def _open(path: str, space: int, readers: int, create: bool) -> Any:

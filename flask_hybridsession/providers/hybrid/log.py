@@ -10,10 +10,13 @@ import stat
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from errno import EINVAL, ENOSPC, ENOTSUP, EOPNOTSUPP
 from mmap import ACCESS_READ, mmap
+from zlib import crc32
 
 from ...core.errors import ConfigError
 from .frame import (
+    CHAIN_SIZE,
     HEADER_SIZE,
     SNAPSHOT,
     VERSION,
@@ -21,6 +24,8 @@ from .frame import (
     Frame,
     Gap,
     Header,
+    chain_of,
+    continues,
     pack,
     parse,
     parse_header,
@@ -36,6 +41,9 @@ class Log:
         self.header = header
         self.generation = header.generation
         self.salt = header.salt
+        self.store = header.store
+        #: What the next frame that ``packed`` makes is chained to.
+        self.chain = header.chain
         status = os.fstat(fd)
         self.device, self.inode = status.st_dev, status.st_ino
 
@@ -100,6 +108,20 @@ class Log:
         """Bytes in the file."""
         return os.fstat(self.fd).st_size
 
+    def chain_at(self, position: int) -> bytes:
+        """What names the frame that ends at ``position``, and all before it."""
+        return os.pread(self.fd, CHAIN_SIZE, position - CHAIN_SIZE)
+
+    def goes_on(self, position: int, sequence: int) -> bool:
+        """Whether commit ``sequence + 1`` stands whole at ``position``."""
+        data = os.pread(self.fd, max(0, self.size() - position), position)
+        frame = parse(data, 0, self.generation, self.salt)
+        return frame is not None and frame.sequence == sequence + 1
+
+    def has_header(self) -> bool:
+        """Whether what is written there is still what was read."""
+        return parse_header(os.pread(self.fd, HEADER_SIZE, 0)) == self.header
+
     def is_at(self, path: str) -> bool:
         """Whether ``path`` still names this very file."""
         return identity(path) == (self.device, self.inode)
@@ -112,7 +134,10 @@ class Log:
         if size <= start:
             return
         with mmap(self.fd, size, access=ACCESS_READ) as buffer:
-            yield from walk(buffer, start, self.generation, self.salt)
+            # Where the walk begins amid the frames, and in a log of format 1, nothing is known.
+            whole = start == HEADER_SIZE and self.header.version > 1
+            chain = self.header.chain if whole else b""
+            yield from walk(buffer, start, self.generation, self.salt, chain)
 
     def tail(self, start: int, end: int) -> Iterator[Frame]:
         """The frames between two positions that a writer has vouched for."""
@@ -132,25 +157,35 @@ class Log:
             start += offset
 
     def packed(self, frame: Frame) -> bytes:
-        """The bytes of ``frame`` in this log."""
-        return pack(frame, self.generation, self.salt)
+        """The bytes of ``frame`` in this log, behind those that were packed before it."""
+        data = pack(frame, self.generation, self.salt, self.chain)
+        self.chain = chain_of(data)
+        return data
 
 
 def walk(
-    buffer: Buffer, offset: int, generation: int, salt: int
+    buffer: Buffer, offset: int, generation: int, salt: int, chain: bytes
 ) -> Iterator[tuple[int, Frame | Gap]]:
-    """Frames and gaps from ``offset`` to the end. Sequence numbers only ever grow."""
-    after = 0
+    """Frames and gaps from ``offset`` to the end. Sequence numbers only ever grow.
+
+    ``chain`` is what the first frame is chained to, or empty. A frame that is chained to another
+    than the one before it is of another history: with it the log ends.
+    """
+    after, chained = 0, bool(chain)
     while offset < len(buffer):
         frame = parse(buffer, offset, generation, salt)
         if frame is None:
             gap = resync(buffer, offset, after, generation, salt)
             yield offset, gap
-            offset = gap.end
+            offset, chain = gap.end, b""
+        elif chain and not continues(buffer, offset, chain):
+            yield offset, Gap(offset, len(buffer), {frame.sequence: frame.key}, True)
+            return
         else:
             yield offset, frame
             offset += frame.size
             after = 0 if frame.op == SNAPSHOT else frame.sequence
+            chain = buffer[offset - CHAIN_SIZE : offset] if chained else b""
 
 
 def identity(file: str | int) -> tuple[int, int] | None:
@@ -166,6 +201,44 @@ def make_private(fd: int) -> None:
     """Take away what others may do with a file."""
     if stat.S_IMODE(os.fstat(fd).st_mode) != 0o600:
         os.fchmod(fd, 0o600)
+
+
+def allocate(fd: int, size: int) -> None:
+    """Have the blocks of a file that is to be mapped, so that to write there never lacks room.
+
+    A file that is shorter grows; the rest of what is in it stays.
+    """
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except (AttributeError, OSError) as error:
+        if getattr(error, "errno", ENOTSUP) not in (ENOTSUP, EOPNOTSUPP, EINVAL):
+            raise
+        there = os.fstat(fd).st_size
+        if there < size and os.pwrite(fd, bytes(size - there), there) < size - there:
+            raise OSError(ENOSPC, os.strerror(ENOSPC)) from None
+
+
+def checksum(path: str) -> int:
+    """A number that hardly another content gives, and 0 if there is no file.
+
+    Of a large file only where and when it was written is looked at: to read it takes too long.
+    """
+    try:
+        with open(path, "rb", buffering=0) as file:
+            status = os.fstat(file.fileno())
+            if status.st_size > _LARGE:
+                facts = status.st_ino, status.st_size, status.st_mtime_ns
+                return crc32(repr(facts).encode()) | 2 << 32
+            check = 0
+            while data := file.read(1 << 20):
+                check = crc32(data, check)
+    except FileNotFoundError:
+        return 0
+    return check | 1 << 32
+
+
+#: Bytes that are read in some 0.05 seconds.
+_LARGE = 64 << 20
 
 
 def remove(path: str) -> None:

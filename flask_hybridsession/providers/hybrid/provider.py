@@ -119,7 +119,7 @@ class HybridProvider(Provider, Lists, Users, Locks, Reports, Checks, Compacts):
             store.tickets.append(begin)
         if blob is None:
             return store.read(_find, raw, now)
-        record = decode(key, blob).record
+        record = decode(raw, blob).record
         return record if now < record.deadline else None
 
     def commit(self, key: str, change: Change, now: float) -> None:
@@ -263,7 +263,7 @@ def _commit(turn: Turn, key: str, change: Change, now: float) -> None:
 def _create(turn: Turn, key: bytes, record: Record) -> None:
     _vacate(turn, key)
     state = State(turn.sequence + 1, record, [])
-    turn.add(CREATE, key, encode(state), 0)
+    turn.add(CREATE, key, encode(key, state), 0)
     turn.image.put(turn.txn, key, state, None)
 
 
@@ -366,7 +366,7 @@ def _purge_these(turn: Turn, keys: list[bytes], now: float) -> list[Record]:
             if blob is None:  # the entry led nowhere
                 continue
             try:
-                state = decode(key.hex(), blob)
+                state = decode(key, blob)
             except CorruptData as error:
                 logger.error("it was due, and is destroyed: %s", error)
                 turn.add(DESTROY, key, b"", 0)
@@ -424,7 +424,7 @@ def _some_keys(txn: Any, image: Image, start: bytes, now: float) -> tuple[list[s
     for count, (key, blob) in enumerate(image.scan(txn, start)):
         if count == _PAGE:
             return found, key
-        if now < decode(key.hex(), blob).record.deadline:
+        if now < decode(key, blob).record.deadline:
             found.append(key.hex())
     return found, None
 

@@ -33,7 +33,7 @@ from .frame import (
     parse_change,
     parse_rename,
 )
-from .image import Image, State, decode, encode, index
+from .image import Image, State, decode, encode, index, seal
 from .log import Log
 
 
@@ -44,6 +44,8 @@ class Recovered:
     sessions: dict[bytes, bytes | State] = field(default_factory=dict)
     position: int = HEADER_SIZE
     sequence: int = 0
+    #: Names the frame that ends at ``position``.
+    chain: bytes = b""
     #: Texts about damage: then the log must not be continued.
     damage: list[str] = field(default_factory=list)
     #: Bytes behind ``position`` that are cut.
@@ -53,7 +55,7 @@ class Recovered:
     def state(self, key: bytes) -> State | None:
         """The session under ``key``, decoded."""
         found = self.sessions.get(key)
-        return decode(key.hex(), found) if isinstance(found, bytes) else found
+        return decode(key, found) if isinstance(found, bytes) else found
 
     def doubt(self, gap: Gap, missing: int, before: int) -> None:
         """Believe no session that the ``missing`` frames lost in ``gap`` may have been about."""
@@ -114,7 +116,7 @@ def replay(log: Log, same_boot: bool, end: int = sys.maxsize) -> Recovered:
     """Read a log up to ``end``. ``same_boot``: nothing written to it can have been lost."""
     header = log.header
     size = min(log.size(), end)
-    found = Recovered(sequence=header.base)
+    found = Recovered(sequence=header.base, chain=header.chain)
     snapshots, place, gap = 0, IN_SNAPSHOT, _NO_GAP
     for offset, entry in log.entries(end=end):
         if isinstance(entry, Gap):
@@ -141,9 +143,11 @@ def replay(log: Log, same_boot: bool, end: int = sys.maxsize) -> Recovered:
                 found.damage.append(f"{missing} commits before {entry.sequence} are lost")
                 found.doubt(gap, missing, entry.sequence)
             found.sequence = entry.sequence
-        found.play(entry)
+        found.play(entry if header.version > 1 else _sealed(entry))
         found.position = offset + entry.size
         gap = _NO_GAP
+    if found.position > HEADER_SIZE:
+        found.chain = log.chain_at(found.position)
     if snapshots < header.snapshots:
         found.damage.append(f"{header.snapshots - snapshots} sessions of the snapshot are lost")
     if gap is not _NO_GAP:
@@ -151,6 +155,13 @@ def replay(log: Log, same_boot: bool, end: int = sys.maxsize) -> Recovered:
     for key in found.doubted & found.sessions.keys():
         del found.sessions[key]
     return found
+
+
+def _sealed(frame: Frame) -> Frame:
+    """A frame of format 1, whose sessions have no checksum of their own, as it would be now."""
+    if frame.op in (SNAPSHOT, CREATE):
+        return frame._replace(data=seal(frame.key, frame.data))
+    return frame
 
 
 def _place(gap: Gap) -> str:
@@ -199,7 +210,7 @@ def fill(image: Image, found: Recovered) -> None:
         for key in sorted(found.sessions):
             kept = found.sessions[key]
             blob, state = (
-                (kept, decode(key.hex(), kept)) if isinstance(kept, bytes) else (encode(kept), kept)
+                (kept, decode(key, kept)) if isinstance(kept, bytes) else (encode(key, kept), kept)
             )
             index(key, state, due, users, aliases)
             yield key, blob

@@ -1,9 +1,10 @@
 """The store: one per directory and process, shared by all providers that use the directory.
 
 It owns the log and the image, lets one writer at a time make a *turn*, and decides when what was
-written is on the disk. Order within a turn: judge, append to the log, commit the image. A writer
-killed anywhere in between leaves bytes behind the position that the image knows: the next one cuts
-them off.
+written is on the disk. Order within a turn: judge, append to the log, commit the image, tell the
+words. A writer killed anywhere in between leaves bytes behind the position that image and words
+know: the next one cuts them off. What was put there in place of the image or the log does not end
+where the other one and the words say.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from errno import ENOSPC
+from errno import EDQUOT, ENOSPC
 from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
 from math import inf
 from typing import Any, NamedTuple, TypeVar
@@ -22,13 +23,14 @@ from typing import Any, NamedTuple, TypeVar
 import lmdb
 
 from ...core import clock
-from ...core.errors import ConfigError, ProviderUnavailable
+from ...core.errors import ConfigError, CorruptData, ProviderUnavailable
 from . import compact as _compact
 from .frame import pack_parts
-from .image import FORMAT, META, Image, Meta, boot_id, pack_meta, unpack_meta
+from .image import FIXED, META, Image, Meta, pack_place, read_meta, unpack_place
 from .log import Log, identity, make_private, remove
-from .opening import recover, synced, trusted
-from .words import EPOCH, POISONED, SYNCED, Words, next_epoch
+from .opening import Opening, is_newer, synced
+from .recovery import replay
+from .words import EPOCH, POISONED, SEEN, SYNCED, Words, next_epoch
 
 T = TypeVar("T")
 logger = logging.getLogger("flask_hybridsession.hybrid")
@@ -70,25 +72,25 @@ class Turn:
     """What the one writer has in hand: the image to change, and the frames to log for it."""
 
     __slots__ = (
+        "chain",
         "dirty",
         "frames",
         "image",
         "log",
-        "position",
         "sequence",
         "synced",
         "txn",
     )
 
     def __init__(
-        self, txn: Any, image: Image, log: Log, position: int, sequence: int, synced: int
+        self, txn: Any, image: Image, log: Log, sequence: int, synced: int, chain: bytes
     ) -> None:
         self.txn = txn
         self.image = image
         self.log = log
-        self.position = position
         self.sequence = sequence
         self.synced = synced
+        self.chain = chain
         self.frames: list[bytes] = []
         self.dirty = False
 
@@ -96,9 +98,11 @@ class Turn:
         """Log one thing, as commit number ``sequence + 1``."""
         self.sequence = sequence = self.sequence + 1
         log = self.log
-        self.frames.append(
-            pack_parts(op, key, data, sequence, previous, self.synced, log.generation, log.salt)
+        frame = pack_parts(
+            op, key, data, sequence, previous, self.synced, log.generation, log.salt, self.chain
         )
+        self.chain = frame[-4:]
+        self.frames.append(frame)
 
 
 #: What threads of a store wait for one another with.
@@ -127,6 +131,10 @@ class Store:
         self.log: Any = None
         self.words: Any = None
         self.view: Any = None
+        # What the image says of a log that is the one in hand.
+        self._beside = b""
+        # The words that were in use before: to open anew is not to come as the first one.
+        self._stay: Any = None
         self.epoch = -1
         # A reader takes a ticket and gives it back: who holds all of them is alone.
         self.tickets: list[Callable[..., Any]] = []
@@ -203,7 +211,7 @@ class Store:
 
     def meta(self) -> Meta:
         """Where the image stands."""
-        return self.read(lambda txn, image: Meta._make(unpack_meta(txn.get(META))))
+        return self.read(_meta)
 
     def _drain(self) -> None:
         """Take all tickets: from here on nobody reads. The mutex is held."""
@@ -298,37 +306,35 @@ class Store:
                 self._open()
             else:
                 self._look()
-            image = self.image
-            txn = image.begin(write=True)
-            meta = unpack_meta(txn.get(META))
-            if not self._fits(meta):
+            txn = self.image.begin(write=True)
+            place = self._place(txn)
+            if place is None:
                 txn.abort()
-                self._mend()
-                txn = image.begin(write=True)
-                meta = unpack_meta(txn.get(META))
-            _, boot, device, inode, generation, position, sequence, floor = meta
-            log = self.log
-            turn = Turn(txn, image, log, position, sequence, self.view[SYNCED])
+                txn = None
+                self._settle()
+                txn = self.image.begin(write=True)
+                place = self._place(txn)
+                if place is None:
+                    raise ProviderUnavailable("the session store does not come to rest")
+            position, sequence, number, chain = place
+            log, view = self.log, self.view
+            turn = Turn(txn, self.image, log, sequence, view[SYNCED], chain)
             result = work(turn, *args)
+            if not turn.frames and not turn.dirty:
+                txn.abort()
+                return result, 0
             if turn.frames:
-                data = b"".join(turn.frames)
+                data = turn.frames[0] if len(turn.frames) == 1 else b"".join(turn.frames)
                 written = True
                 log.append(data)
                 position += len(data)
-                sequence = turn.sequence
-                txn.put(
-                    META,
-                    pack_meta(FORMAT, boot, device, inode, generation, position, sequence, floor),
-                )
-                txn.commit()
-                if position > self._compact_at:
-                    self._start_compaction()
-                return result, sequence
-            if turn.dirty:
-                txn.commit()
-            else:
-                txn.abort()
-            return result, 0
+            stands = pack_place(position, turn.sequence, number + 1, turn.chain)
+            txn.put(META, self._beside + stands)
+            txn.commit()
+            view[SEEN] = turn.sequence
+            if position > self._compact_at:
+                self._start_compaction()
+            return result, turn.sequence if turn.frames else 0
         except BaseException:
             if txn is not None:
                 txn.abort()
@@ -363,27 +369,48 @@ class Store:
         here = self.words.identity == identity(self.path("sync"))
         return here and bool(self.image.is_in_place())
 
-    def _fits(self, meta: tuple[Any, ...]) -> bool:
-        """Whether the log in hand is the one that the image stands beside, and can be continued."""
-        _, _, device, inode, generation, position, _, floor = meta
-        if self.log is None or self.log.generation != generation:
-            self.log = Log.open(self.path("log"))
-            if self.log is None or self.log.generation != generation:
-                return False
-            self._plan(floor)
-        log = self.log
-        if (log.inode, log.device) != (inode, device):
-            return False
-        if self._suspicious:
-            self._suspicious = False
-            if not log.is_at(self.path("log")):
-                return False
-        size = os.lseek(log.fd, 0, os.SEEK_END)
-        if size != position:
-            if size < position:
-                return False
+    def _place(self, txn: Any) -> tuple[int, int, int, bytes] | None:
+        """Where the image stands, if the log in hand can be continued from there."""
+        data, log, view = txn.get(META), self.log, self.view
+        if data is None or data[:FIXED] != self._beside or view[POISONED] == log.generation:
+            return None
+        place: tuple[int, int, int, bytes] = unpack_place(data, FIXED)
+        position, sequence, number, chain = place
+        if self._suspicious or number + 1 != txn.id():
+            return None
+        if os.lseek(log.fd, 0, os.SEEK_END) != position:
+            if log.chain_at(position) != chain or view[SEEN] != sequence:
+                return None
             log.cut(position)  # what a killed writer left
-        return bool(self.view[POISONED] != generation)
+        return place
+
+    def _settle(self) -> None:
+        """Image, log and words do not fit: go on with the newest."""
+        self._suspicious = False
+        meta = self.image.sound_meta(write=True)
+        log = Log.open(self.path("log"))
+        if meta is None or is_newer(log, meta, self.view):
+            logger.error("the session image is not the newest one; it will be made again")
+            self._open(doubted=True)
+        elif not self._adopt(log, meta):
+            self._mend()
+
+    def _adopt(self, log: Log | None, meta: Meta) -> bool:
+        """Go on with this log, if it is the one that the image stands beside."""
+        if log is None or not meta.is_beside(log) or self.view[POISONED] == log.generation:
+            return False
+        if log.chain_at(meta.position) != meta.chain:
+            return False
+        if log.size() > meta.position:
+            log.cut(meta.position)  # what a killed writer left
+        self._take(log, meta)
+        return True
+
+    def _take(self, log: Log, meta: Meta) -> None:
+        self.log = log
+        self._beside = meta.pack()[:FIXED]
+        self.words.begin(meta.store, meta.sequence)
+        self._plan(meta.floor)
 
     def _plan(self, floor: int) -> None:
         tuning = self.tuning
@@ -395,18 +422,29 @@ class Store:
         if time.monotonic() < self._mend_after:
             raise ProviderUnavailable("the log cannot be written")
         self._mend_after = time.monotonic() + 1.0
-        meta = self.image.meta()
+        meta = self.image.stands()
         there = Log.open(self.path("log"))
         generation = meta.generation + 1
         if there is not None:
             generation = max(generation, there.generation + 1)
-            if there.inode != meta.inode and there.generation != meta.generation + 1:
-                _compact.set_aside(self.directory)
+        if self._is_to_be_kept(there, meta):
+            _compact.set_aside(self.directory)
         logger.error("session log of generation %d is lost; writing it anew", meta.generation)
-        self.log, meta = _compact.replace(self.image, self.directory, meta, generation)
+        self._take(*_compact.replace(self.image, self.directory, meta, generation))
         self.view[SYNCED] = meta.sequence
-        self._plan(meta.floor)
         self._mend_after = -inf
+
+    def _is_to_be_kept(self, there: Log | None, meta: Meta) -> bool:
+        """Whether the log in place may hold what the image does not hold."""
+        if there is None:
+            path = self.path("log")
+            return os.path.exists(path) and os.path.getsize(path) > 0
+        if there.store != meta.store or there.generation < meta.generation:
+            return True
+        if there.generation > meta.generation:
+            found = replay(there, True)
+            return bool(found.damage) or found.sequence != meta.sequence  # not made of this image
+        return there.size() > meta.position or there.chain_at(meta.position) != meta.chain
 
     def _check_directory(self) -> None:
         """A directory that was deleted, or made anew, is another store."""
@@ -416,10 +454,10 @@ class Store:
     def _cut_back(self) -> None:
         """After a failure: the log ends where the image says, committed or not."""
         try:
-            position = self.image.meta().position
+            position = self.image.stands().position
             if self.log.size() > position:
                 self.log.cut(position)
-        except (OSError, lmdb.Error):
+        except (OSError, lmdb.Error, CorruptData):
             pass  # the next writer does it
 
     def down(self, error: BaseException) -> ProviderUnavailable:
@@ -427,7 +465,7 @@ class Store:
         if isinstance(error, (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.PanicError)):
             logger.error("the session image is damaged (%s); it will be made again", error)
             self._give_up_image()
-        elif getattr(error, "errno", None) == ENOSPC:
+        elif getattr(error, "errno", None) in (ENOSPC, EDQUOT):
             return ProviderUnavailable("the session store is full: no space left on its disk")
         return ProviderUnavailable(f"the session store cannot be used now: {error}")
 
@@ -517,9 +555,24 @@ class Store:
             except _Moved:
                 self._shut()
                 return
-            well = self._in_place() and self.log.is_at(self.path("log"))
+            well = self._in_place() and self._is_of_one_mind()
         if not well:
+            self._suspicious = True
             self.write(False, _nothing)  # a turn begins with looking
+
+    def _is_of_one_mind(self) -> bool:
+        """Whether the log is in place, and holds what the image holds: all that a reader can tell.
+
+        What was written since then makes no difference, but for a new generation.
+        """
+        log = self.log
+        if log is None or not log.is_at(self.path("log")) or not log.has_header():
+            return False
+        try:
+            meta = self.image.sound_meta()
+        except lmdb.Error:
+            return True  # nothing was told; who reads is told of it too
+        return meta is not None and bool(log.chain_at(meta.position) == meta.chain)
 
     def _start_compaction(self) -> None:
         self._compact_at = inf
@@ -600,31 +653,24 @@ class Store:
                 if self._lock_fd >= 0:
                     flock(self._lock_fd, LOCK_UN)
 
-    def _open(self) -> None:
+    def _open(self, doubted: bool = False) -> None:
         """Open the files as the only writer, and recover them when that is needed."""
         self._close_files()
         words = Words(self.path("sync"))
-        boot = boot_id()
-        place = self.directory, self.tuning.map_bytes
-        blank = words.is_blank()
-        same = not words.new_boot(boot)
-        clock.adopt(words.anchor())
+        alone = words.come() and self._stay is None
         log = Log.open(self.path("log"))
+        place = self.directory, self.tuning.map_bytes
+        opening = Opening(*place, words, log, alone=alone, doubted=doubted)
+        clock.adopt(words.anchor())
         if not os.path.exists(self.path("image-lock")):
             next_epoch(words.view)  # who has a deleted one open must not go on with it
-        image = trusted(*place, log, boot) if same or blank else None
-        if image is not None and blank and log is not None:
-            # The words were deleted, and with them whether this log ever failed to sync.
-            words.view[POISONED] = log.generation
-        if image is None:
-            image, log = recover(*place, words.view, log, boot, same)
+        image, log = opening.choose()
         with self._gate:
             self.words, self.view, self.log = words, words.view, log
             self.epoch = words.view[EPOCH]
             self.image = image
-        meta = Meta._make(image.meta() or ())
-        self._plan(meta.floor)
-        if log is None or not self._fits(meta):
+        self._stay = None
+        if not self._adopt(log, image.stands()):
             self._mend()
 
     def _close_files(self) -> None:
@@ -633,7 +679,9 @@ class Store:
             if self.image is not None:
                 self.image.close()
             self.image = self.log = None
+            self._stay = self.words or self._stay
             self.words = self.view = None
+            self._beside = b""
             self.epoch = -1
 
     def _shut(self) -> None:
@@ -655,10 +703,30 @@ class Store:
             if self.syncing:
                 self.flush()
         finally:
-            self._shut()
+            self._leave()
             self._let_go()
             self._keeper = self._compactor = None
             self._stop.clear()
+
+    def _leave(self) -> None:
+        """Close, and let the next one who opens the image know it again."""
+        with self._mutex:
+            replaced = self.image is not None and not self._in_place()
+            self._close_files()
+            words, self._stay = self._stay, None
+            try:
+                if words is not None and words.identity == identity(self.path("sync")):
+                    if self._lock_fd < 0:
+                        self._prepare()
+                    take(self._lock_fd, self.tuning.patience)
+                    if not replaced:
+                        words.leave(self.path("image"))
+            except (OSError, ConfigError, ProviderUnavailable):
+                pass  # then it is made again
+            finally:
+                if self._lock_fd >= 0:
+                    flock(self._lock_fd, LOCK_UN)
+                self._shut()
 
     def pause(self) -> None:
         """Finish and close, and let nobody begin anything before ``resume``."""
@@ -711,6 +779,13 @@ def take(fd: int, patience: float, pause: float = 0.0) -> None:
 
 class _Moved(Exception):
     """The directory is not the one that was opened."""
+
+
+def _meta(txn: Any, image: Image) -> Meta:
+    meta = read_meta(txn)
+    if meta is None:
+        raise ProviderUnavailable("the session image is not complete")
+    return meta
 
 
 def _nothing(turn: Turn) -> None:

@@ -1,16 +1,23 @@
-"""A few numbers that all workers see at once, in a small file that each of them maps."""
+"""A few numbers that all workers see at once, in a small file that each of them maps.
+
+Whoever has the store open holds a shared lock on the file: who gets it alone is the only one.
+"""
 
 from __future__ import annotations
 
 import os
+import secrets
+from contextlib import suppress
+from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN, flock
 from mmap import mmap
 from struct import Struct
 from typing import Any
 
 from ...core import clock
-from .log import identity, make_private
+from .log import allocate, checksum, identity, make_private
 
-#: Counts the images: another number means that the one in hand was given up.
+#: Counts the images: another number means that the one in hand was given up. It begins anywhere,
+#: so that the words of another store are another epoch.
 EPOCH = 0
 #: The last commit number that is known to be on the disk.
 SYNCED = 1
@@ -19,6 +26,12 @@ POISONED = 2
 _BOOT = 3
 #: The anchor of the clock, and its complement: what is damaged is not believed.
 _ANCHOR = 5
+#: The number of the store.
+STORE = 7
+#: The last commit that was acknowledged: an image or a log that ends before it is not the newest.
+SEEN = 8
+#: The image's checksum, written by the last one to close it; 0 while anybody has it open.
+_CLOSED = 9
 _SIZE = 4096
 _PAIR = Struct("QQ")
 _WORD, _SECONDS = Struct("Q"), Struct("d")
@@ -37,8 +50,9 @@ class Words:
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         make_private(self.fd)
         self.identity = identity(self.fd)
-        if os.fstat(self.fd).st_size != _SIZE:
+        if os.fstat(self.fd).st_size > _SIZE:
             os.ftruncate(self.fd, _SIZE)
+        allocate(self.fd, _SIZE)
         self._map = mmap(self.fd, _SIZE)
         self.view = memoryview(self._map).cast("Q")
 
@@ -55,10 +69,53 @@ class Words:
         if self.is_of(boot):
             return False
         view = self.view
+        if self.is_blank():
+            view[EPOCH] = secrets.randbits(62)
         view[SYNCED] = view[POISONED] = view[_ANCHOR] = view[_ANCHOR + 1] = 0
+        view[SEEN] = view[_CLOSED] = 0
         next_epoch(view)
         view[_BOOT], view[_BOOT + 1] = _PAIR.unpack(boot)
         return True
+
+    def begin_anew(self) -> None:
+        """These were the numbers of another store, or of none. The clock's anchor stays."""
+        self.view[SYNCED] = self.view[POISONED] = self.view[SEEN] = 0
+        next_epoch(self.view)
+
+    def come(self) -> bool:
+        """Be one of those who have the store open; whether nobody else is. Under the store's lock.
+
+        Given up with the last reference.
+        """
+        alone = self._is_alone()
+        with suppress(BlockingIOError):
+            flock(self.fd, LOCK_SH | LOCK_NB)
+        return alone
+
+    def _is_alone(self) -> bool:
+        try:
+            flock(self.fd, LOCK_EX | LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def leave(self, image: str) -> None:
+        """Note what the image is like, if nobody else has it open. Under the store's lock."""
+        if self._is_alone():
+            self.view[_CLOSED] = checksum(image)
+            flock(self.fd, LOCK_UN)  # a child that was forked behind our back has the file too
+
+    def was_closed(self) -> bool:
+        """Whether the last one to have the image open has closed it."""
+        return bool(self.view[_CLOSED])
+
+    def is_as_closed(self, image: str) -> bool:
+        """Whether every byte of the image is what it was when it was closed."""
+        return self.was_closed() and self.view[_CLOSED] == checksum(image)
+
+    def begin(self, store: int, sequence: int) -> None:
+        """From here on the image of this store changes."""
+        self.view[STORE], self.view[SEEN], self.view[_CLOSED] = store, sequence, 0
 
     def anchor(self) -> float:
         """What ``clock.now()`` counts from in this boot; the first who asks decides."""

@@ -10,8 +10,9 @@ from flask_hybridsession.providers.hybrid.frame import Frame, Header
 
 KEY = bytes(range(32))
 SALT = 0xDEADBEEF
+CHAIN = b"\1\2\3\4"
 FRAME = Frame(frame.MODIFY, KEY, b"some data", 7, 5, 3)
-PACKED = frame.pack(FRAME, 2, SALT)
+PACKED = frame.pack(FRAME, 2, SALT, CHAIN)
 
 
 def flipped(data: bytes, bit: int) -> bytes:
@@ -24,7 +25,7 @@ def flipped(data: bytes, bit: int) -> bytes:
 @pytest.mark.parametrize("op", range(6))
 def test_round_trip(op: int, data: bytes) -> None:
     written = Frame(op, KEY, data, (1 << 64) - 1, 0, 1 << 40)
-    packed = frame.pack(written, 9, SALT)
+    packed = frame.pack(written, 9, SALT, CHAIN)
     assert len(packed) == written.size
     assert frame.parse(b"before" + packed + b"after", 6, 9, SALT) == written
 
@@ -40,7 +41,9 @@ def test_every_flipped_bit_is_noticed() -> None:
 
 
 def test_one_flipped_bit_never_hides_whose_frame_it_was() -> None:
-    following = frame.pack(Frame(frame.DESTROY, b"\1" * 32, b"", 8, 6, 3), 2, SALT)
+    following = frame.pack(
+        Frame(frame.DESTROY, b"\1" * 32, b"", 8, 6, 3), 2, SALT, frame.chain_of(PACKED)
+    )
     for bit in range(len(PACKED) * 8):
         gap = frame.resync(flipped(PACKED, bit) + following, 0, 6, 2, SALT)
         assert (gap.end, gap.last) == (len(PACKED), False)
@@ -56,8 +59,8 @@ def test_a_frame_of_another_generation_is_no_frame() -> None:
 
 
 def test_bytes_in_a_value_cannot_pose_as_a_frame() -> None:
-    forged = frame.pack(FRAME, 2, SALT ^ 1)
-    outer = frame.pack(Frame(frame.CREATE, KEY, forged, 6, 0, 3), 2, SALT)
+    forged = frame.pack(FRAME, 2, SALT ^ 1, CHAIN)
+    outer = frame.pack(Frame(frame.CREATE, KEY, forged, 6, 0, 3), 2, SALT, CHAIN)
     gap = frame.resync(flipped(outer, 3), 0, 5, 2, SALT)
     assert gap.last
     assert gap.lost == {6: KEY}

@@ -11,7 +11,7 @@ import pytest
 
 from flask_hybridsession.core.change import Change, Record
 from flask_hybridsession.core.errors import CorruptData
-from flask_hybridsession.providers.hybrid import HybridProvider, image, store
+from flask_hybridsession.providers.hybrid import HybridProvider, image, log, opening
 from flask_hybridsession.providers.hybrid.image import State
 
 from .tools import NOW, content, create, join, key, run, start
@@ -39,10 +39,13 @@ def check_again(directory: Path, expected: dict[str, Record | None]) -> None:
     provider.close()
 
 
+RAW = bytes.fromhex(key(1))
+
+
 def test_states_round_trip() -> None:
     record = Record(key(1), {"a": b"", "\ud800": b"x"}, 1.0, 2.0, inf, "s:\udfff", None)
     state = State(9, record, [(b"k" * 32, 5.0)])
-    version, found, aliases = image.decode(key(1), image.encode(state))
+    version, found, aliases = image.decode(RAW, image.encode(RAW, state))
     assert (version, found) == (9, record)
     assert [tuple(pair) for pair in aliases] == state.aliases
 
@@ -50,7 +53,7 @@ def test_states_round_trip() -> None:
 @pytest.mark.parametrize("blob", [b"", b"\xc1", b"\x01", b"\x93\x01\x02\x03"])
 def test_unreadable_states_are_corrupt_data(blob: bytes) -> None:
     with pytest.raises(CorruptData, match=key(1)[:12]):
-        image.decode(key(1), blob)
+        image.decode(RAW, blob)
 
 
 def test_the_image_is_believed_when_opened_again(tmp_path: Path) -> None:
@@ -81,11 +84,40 @@ def test_another_boot_makes_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
     provider, before = filled(tmp_path)
     provider.close()
     inode = (tmp_path / "image").stat().st_ino
-    monkeypatch.setattr(store, "boot_id", lambda: bytes(16))
+    monkeypatch.setattr(opening, "boot_id", lambda: bytes(16))
     held = (tmp_path / "image").open("rb")  # so that its inode is not used again
     check_again(tmp_path, before)
     assert (tmp_path / "image").stat().st_ino != inode
     held.close()
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_large_image_is_believed_if_nobody_wrote_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: bool
+) -> None:
+    """It is not read; one that was left open by killed workers is made again, unless that takes
+    too long."""
+    monkeypatch.setattr(log, "_LARGE", 1000)
+    monkeypatch.setattr(opening, "_QUICK", 1000)
+
+    def work() -> None:
+        provider, _ = filled(tmp_path)
+        if closed:
+            provider.close()
+        os._exit(0)
+
+    run(work)
+    inode = (tmp_path / "image").stat().st_ino
+    provider = HybridProvider(tmp_path)
+    before = content(provider)
+    assert len(before) == 19
+    assert (tmp_path / "image").stat().st_ino == inode
+    provider.close()
+    with (tmp_path / "image").open("r+b", buffering=0) as older:
+        older.seek(5000)
+        older.write(b"damage")
+        check_again(tmp_path, before)
+        assert (tmp_path / "image").stat().st_ino != inode
 
 
 def test_a_copied_directory_is_another_store(tmp_path: Path) -> None:
@@ -97,15 +129,21 @@ def test_a_copied_directory_is_another_store(tmp_path: Path) -> None:
     provider.close()
 
 
-def test_an_older_log_put_back_is_the_truth(tmp_path: Path) -> None:
+@pytest.mark.parametrize("alone", [True, False])
+def test_an_older_log_put_back_is_the_truth_if_it_is_alone(tmp_path: Path, alone: bool) -> None:
+    """Beside an image that has seen more it is a mishap."""
     provider, before = filled(tmp_path)
     provider.close()
     shutil.copy2(tmp_path / "log", tmp_path / "backup")
     provider = HybridProvider(tmp_path)
     provider.destroy(key(1))
     provider.close()
+    after = {name: record for name, record in before.items() if name != key(1)}
     (tmp_path / "backup").rename(tmp_path / "log")
-    check_again(tmp_path, before)
+    if alone:
+        (tmp_path / "image").unlink()
+    check_again(tmp_path, before if alone else after)
+    assert len(list(tmp_path.glob("damaged-*"))) == (not alone)
 
 
 def test_an_image_made_again_is_seen_by_those_who_have_the_old_one(tmp_path: Path) -> None:

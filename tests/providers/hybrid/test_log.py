@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from math import inf
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from flask_hybridsession.core.change import Change, Record
 from flask_hybridsession.core.errors import ConfigError
+from flask_hybridsession.core.packing import dumps, loads
 from flask_hybridsession.providers.hybrid import HybridProvider, frame
 from flask_hybridsession.providers.hybrid.frame import Frame, Header
 from flask_hybridsession.providers.hybrid.log import Log
@@ -167,11 +169,13 @@ def test_frames_behind_a_hole_in_what_was_never_synced_are_cut(
 def test_a_frame_that_knows_of_a_sync_makes_the_hole_damage(tmp_path: Path) -> None:
     header = Header(1, 0, 0, 77, NOW)
 
-    def packed(sequence: int, synced: int, name: str) -> bytes:
+    def packed(sequence: int, synced: int, name: str, before: bytes) -> bytes:
         entry = Frame(frame.DESTROY, bytes.fromhex(key(name)), b"", sequence, 0, synced)
-        return frame.pack(entry, 1, 77)
+        return frame.pack(entry, 1, 77, frame.chain_of(before))
 
-    first, second, third = packed(1, 0, "a"), packed(2, 0, "b"), packed(3, 2, "c")
+    first = packed(1, 0, "a", header.pack())
+    second = packed(2, 0, "b", first)
+    third = packed(3, 2, "c", second)
     holed = header.pack() + first + b"\0" * len(second) + third
     found, _ = replayed(tmp_path / "log", holed, False)
     assert found.damage
@@ -235,6 +239,57 @@ def test_a_lost_header_serves_nothing(
     assert "header" in caplog.text
     create(provider, "new")
     provider.close()
+
+
+def entries(path: Path) -> Iterator[Frame]:
+    log = Log.open(str(path))
+    assert log is not None
+    return (entry for _, entry in log.entries() if isinstance(entry, Frame))
+
+
+def test_a_log_of_format_1_is_read_and_written_anew(
+    tmp_path: Path, told: tuple[bytes, list[State]]
+) -> None:
+    header = frame.parse_header(told[0])
+    assert header is not None
+    data = header._replace(store=0, version=1).pack()
+    for entry in entries(tmp_path / "origin" / "log"):
+        if entry.op in (frame.CREATE, frame.SNAPSHOT):
+            entry = entry._replace(data=dumps(loads(entry.data)[:-1]))
+        data += frame.pack(entry, header.generation, header.salt, bytes(4))
+    directory = tmp_path / "store"
+    directory.mkdir(0o700)
+    (directory / "log").write_bytes(data)
+    for _ in range(2):
+        provider = HybridProvider(directory)
+        assert content(provider, 0.0) == told[1][-1]
+        assert provider.check() == []
+        provider.close()
+        (directory / "image").unlink()
+    written = Log.open(str(directory / "log"))
+    assert written is not None
+    assert (written.header.version, written.generation) == (frame.VERSION, header.generation + 1)
+
+
+@pytest.mark.parametrize("same_boot", [True, False])
+def test_a_frame_of_another_history_ends_the_log(
+    tmp_path: Path, told: tuple[bytes, list[State]], same_boot: bool
+) -> None:
+    """It was written behind the same number of commits, but not behind these."""
+    data, states = told
+    header = frame.parse_header(data)
+    assert header is not None
+    last = list(entries(tmp_path / "origin" / "log"))[-1]
+    other = last._replace(sequence=last.sequence + 1)
+    kin, strange = (
+        data + frame.pack(other, header.generation, header.salt, chain)
+        for chain in (frame.chain_of(data), b"else")
+    )
+    assert not replayed(tmp_path / "log", kin, same_boot)[0].cut
+    found, state = replayed(tmp_path / "log", strange, same_boot)
+    assert found.position == len(data)
+    assert bool(found.damage) == same_boot
+    assert state.items() <= states[-1].items()
 
 
 def test_a_newer_format_is_refused_untouched(tmp_path: Path) -> None:

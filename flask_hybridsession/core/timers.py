@@ -6,14 +6,13 @@ It only sweeps. That a session past its deadline is not served is judged where i
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from math import inf
 from typing import Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
-from . import clock
+from . import clock, forks
 
 log = logging.getLogger("flask_hybridsession")
 
@@ -45,7 +44,7 @@ class Clockwork:
         self._swept: WeakSet[Swept] = WeakSet()
         self._pauses: WeakKeyDictionary[Swept, tuple[float, float]] = WeakKeyDictionary()
         self._start_over()
-        os.register_at_fork(after_in_child=self._start_over)
+        forks.in_child(self._start_over)
 
     def _start_over(self) -> None:
         """A forked child has no thread, and may have inherited a held lock."""
@@ -61,15 +60,19 @@ class Clockwork:
 
     def watch(self, swept: Swept) -> None:
         """Look after ``swept`` until it is let go of."""
+        forks.look()
         with self._condition:  # a set must not grow while ``tick`` goes through it
             self._swept.add(swept)
 
     def unwatch(self, swept: Swept) -> None:
+        forks.look()
         with self._condition:
             self._swept.discard(swept)
 
     def notice(self, deadline: float = inf) -> None:
         """Something is due at ``deadline``; starts the thread on first use. Cheap."""
+        if not forks.ours[0]:
+            forks.begin_anew()
         if self._thread is None:
             self._start()
         if deadline < self._wakes_at:

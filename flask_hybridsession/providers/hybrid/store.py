@@ -14,21 +14,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from errno import ENOSPC
+from errno import EACCES, ENOSPC
 from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
 from math import inf
 from typing import Any, NamedTuple, TypeVar
 
 import lmdb
 
-from ...core import clock
+from ...core import clock, forks
 from ...core.errors import ConfigError, ProviderUnavailable
 from . import compact as _compact
 from .frame import pack_parts
 from .image import FORMAT, META, Image, Meta, boot_id, pack_meta, unpack_meta
 from .log import Log, identity, make_private, remove
 from .opening import recover, synced, trusted
-from .words import EPOCH, POISONED, SYNCED, Words, next_epoch
+from .words import EPOCH, POISONED, SYNCED, Words, adopt_anchor, next_epoch
 
 T = TypeVar("T")
 logger = logging.getLogger("flask_hybridsession.hybrid")
@@ -119,8 +119,9 @@ class Store:
         self.directory = directory
         self.tuning = tuning
         self.users = 0
+        self._waits = max(_RECOVERY, tuning.patience)
         self._reset()
-        self._ready(max(_RECOVERY, tuning.patience))
+        self._check()
 
     def _reset(self) -> None:
         self.image: Any = None
@@ -135,6 +136,7 @@ class Store:
             vars(self).pop(name, None)
         self._busy = self._leaving = False
         self._lock_fd = -1
+        self._held: set[int] = set()
         self._unsynced = False
         self._keeper: threading.Thread | None = None
         self._compactor: threading.Thread | None = None
@@ -161,6 +163,7 @@ class Store:
 
     def enter(self) -> Callable[..., Any]:
         """A ticket: the function that begins a transaction. Append it to ``tickets`` afterwards."""
+        forks.look()
         while True:
             if self.image is None or self.view[EPOCH] != self.epoch:
                 self._ready()
@@ -177,6 +180,7 @@ class Store:
 
     def read(self, work: Callable[..., T], *args: Any) -> T:
         """Call ``work(txn, image, *args)`` with a view of the image that does not change."""
+        forks.look()
         for _ in range(_TRIES):
             begin = self.enter()
             repair: Callable[[], None] = self._ready
@@ -234,6 +238,7 @@ class Store:
 
         With ``wait``, return when it is on the disk. Raises ``ProviderUnavailable``.
         """
+        forks.look()
         while True:
             try:
                 result, sequence = self._turn(work, args)
@@ -260,16 +265,27 @@ class Store:
 
         A courtesy, not a lock: who waited in vain goes on.
         """
-        try:
-            fd = os.open(self.path("purge"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            raise self.down(error) from error
-        try:
+        with self.lock_file("purge") as fd:
             with suppress(ProviderUnavailable):
                 take(fd, min(_SWEEPER, self.tuning.patience), 0.002)
             yield
             time.sleep(_COURTESY)
+
+    @contextmanager
+    def lock_file(self, name: str) -> Iterator[int]:
+        """A file to lock beside the writers' own: unlocked and closed at the end."""
+        forks.look()
+        if self._lock_fd < 0:
+            self._ready()
+        try:
+            fd = os.open(self.path(name), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise self.down(error) from error
+        self._held.add(fd)
+        try:
+            yield fd
         finally:
+            self._held.discard(fd)
             flock(fd, LOCK_UN)  # not by closing alone: a child forked meanwhile has the file too
             os.close(fd)
 
@@ -444,6 +460,7 @@ class Store:
         A thread syncs for all threads that wait by then. Workers sync beside one another, which
         the file system does in one go: to wait for another worker's turn would take longer.
         """
+        forks.look()
         with self._sync_lock:
             view = self.view
             if (view is None or view[SYNCED] < sequence) and self._sync_now() < sequence:
@@ -470,6 +487,7 @@ class Store:
 
     def flush(self) -> None:
         """Bring everything that was committed, by whomever, to the disk."""
+        forks.look()
         if self.image is not None:
             self._unsynced = False
             sequence = self.meta().sequence
@@ -544,6 +562,7 @@ class Store:
 
         Raises ``BlockingIOError`` when another thread is at it, or forks.
         """
+        forks.look()
         if not self._building.acquire(blocking=False):
             raise BlockingIOError
         try:
@@ -568,6 +587,10 @@ class Store:
 
     # Opening and closing
 
+    def adopt_clock(self) -> None:
+        """Count the time as the other workers do, before anything is open."""
+        adopt_anchor(self.path("sync"), boot_id())
+
     def _prepare(self) -> None:
         """Make the directory and the lock file, if the log is one that we understand."""
         try:
@@ -578,18 +601,35 @@ class Store:
             )
             make_private(self._lock_fd)
         except OSError as error:
-            raise ConfigError(
-                f"SESSION_DIR: {self.directory} cannot be used: {error.strerror}. "
-                "Set SESSION_DIR to a directory that this process may create and write."
-            ) from None
+            raise self._unusable(error) from None
 
-    def _ready(self, patience: float | None = None) -> None:
+    def _check(self) -> None:
+        """Raise ``ConfigError`` if the directory cannot be used. Makes no file, opens none."""
+        try:
+            os.makedirs(self.directory, 0o700, exist_ok=True)
+            if not os.access(self.directory, os.R_OK | os.W_OK | os.X_OK):
+                raise PermissionError(EACCES, os.strerror(EACCES))
+            for name in ("lock", "sync"):
+                with suppress(FileNotFoundError):
+                    os.close(os.open(self.path(name), os.O_RDWR | os.O_NOFOLLOW))
+            Log.open(self.path("log"))
+        except OSError as error:
+            raise self._unusable(error) from None
+
+    def _unusable(self, error: OSError) -> ConfigError:
+        return ConfigError(
+            f"SESSION_DIR: {self.directory} cannot be used: {error.strerror}. "
+            "Set SESSION_DIR to a directory that this process may create and write."
+        )
+
+    def _ready(self) -> None:
         """Be open. While another worker recovers the store, wait for it."""
         with self._mutex:
             if self._lock_fd < 0:
                 self._prepare()
             try:
-                take(self._lock_fd, patience or self.tuning.patience)
+                take(self._lock_fd, self._waits)
+                self._waits = self.tuning.patience
                 if self.image is None or self.view[EPOCH] != self.epoch:
                     self._open()
             except _Moved:
@@ -640,12 +680,13 @@ class Store:
         """Let go of everything; the next call opens what is there then."""
         with self._mutex:
             self._close_files()
-            if self._lock_fd >= 0:
-                os.close(self._lock_fd)
-                self._lock_fd = -1
+            fd, self._lock_fd = self._lock_fd, -1
+            if fd >= 0:
+                os.close(fd)
 
     def close(self) -> None:
         """Sync and close. A later call would open again."""
+        forks.look()
         self._stop.set()
         self._wake.set()
         for thread in (self._keeper, self._compactor):
@@ -676,13 +717,16 @@ class Store:
         self._building.release()
 
     def forget(self) -> None:
-        """In a forked child: begin anew with the next call."""
-        image, lock_fd = self.image, self._lock_fd
+        """In a forked child: begin anew with the next call.
+
+        Locks are left as they are: to unlock one would unlock it for the parent, and to keep its
+        file open would keep it locked when the parent is gone.
+        """
+        held = self._held | ({self._lock_fd} - {-1})
         self._let_go()
         self._reset()
-        if image is not None:  # forked by something that does not call the hooks before a fork
-            image.close()
-            os.close(lock_fd)
+        for fd in held:
+            os.close(fd)
 
 
 def take(fd: int, patience: float, pause: float = 0.0) -> None:

@@ -12,7 +12,7 @@ from math import inf
 from typing import Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
-from . import clock, forks
+from . import clock, forks, threads
 
 log = logging.getLogger("flask_hybridsession")
 
@@ -51,6 +51,7 @@ class Clockwork:
         vars(self).pop("_condition", None)
         self._thread: threading.Thread | None = None
         self._wakes_at = inf
+        self._sweeps_at = -inf
 
     def __getattr__(self, name: str) -> threading.Condition:
         # Made when first used: after a fork, gevent may take over before that, and not before.
@@ -81,12 +82,25 @@ class Clockwork:
                 self._condition.notify()
 
     def _start(self) -> None:
+        if not threads.may_start():
+            self._sweep_here()
+            return
         with self._condition:
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._run, name="flask-hybridsession-clockwork", daemon=True
                 )
                 self._thread.start()
+
+    def _sweep_here(self) -> None:
+        """In a request, without a thread: what is due by now, and not at every request."""
+        with self._condition:
+            if clock.now() < self._sweeps_at:
+                return
+            self._sweeps_at = clock.now() + LONGEST_SLEEP
+        wait = self.tick()
+        with self._condition:
+            self._sweeps_at = clock.now() + max(wait, SHORTEST_REST)
 
     def _run(self) -> None:
         while True:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import lmdb
 
-from ...core import clock, forks
+from ...core import clock, forks, threads
 from ...core.errors import ConfigError, ProviderUnavailable
 from . import compact as _compact
 from .frame import pack_parts
@@ -141,6 +141,7 @@ class Store:
         self._keeper: threading.Thread | None = None
         self._compactor: threading.Thread | None = None
         self._compact_at: float = inf
+        self._compact_here = False
         self._mend_after = -inf
         self._suspicious = False
         self._lingering: list[tuple[float, int]] = []
@@ -249,14 +250,17 @@ class Store:
                 self._shut()
             except (OSError, lmdb.Error) as error:
                 raise self.down(error) from error
+        if self._keeper is None:
+            self._keep()
         if sequence:
-            if wait:
+            if wait or (self.syncing and self._keeper is None):
                 self.sync(sequence)
             elif self.syncing and not self._unsynced:
                 self._unsynced = True
                 self._wake.set()
-        if self._keeper is None:
-            self._keep()
+        if self._compact_here:
+            self._compact_here = False
+            self._compact_once()
         return result
 
     @contextmanager
@@ -499,7 +503,7 @@ class Store:
     def _keep(self) -> None:
         with self._gate:
             # While it closes, and so at the end of the interpreter, no thread may begin.
-            if self._keeper is None and not self._stop.is_set():
+            if self._keeper is None and not self._stop.is_set() and threads.may_start():
                 self._keeper = threading.Thread(
                     target=self._look_after, name="hybridsession-keeper", daemon=True
                 )
@@ -541,6 +545,9 @@ class Store:
 
     def _start_compaction(self) -> None:
         self._compact_at = inf
+        if not threads.may_start():
+            self._compact_here = True  # when the turn is over
+            return
         self._compactor = threading.Thread(
             target=self._compact_once, name="hybridsession-compactor", daemon=True
         )

@@ -16,7 +16,7 @@ from math import inf
 from time import monotonic
 from weakref import WeakSet
 
-from ...core import forks
+from ...core import forks, threads
 from ...core.change import Record
 from ...core.errors import ConfigError, ProviderUnavailable
 from .wire import Push, Refused, Reply, Wire, pack
@@ -136,7 +136,7 @@ class Near:
 
     def _listen(self) -> None:
         with self._lock:
-            if self._bus is None:
+            if self._bus is None and threads.may_start():
                 self._bus = Bus(self)
 
 

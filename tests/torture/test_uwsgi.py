@@ -220,3 +220,21 @@ def test_a_master_that_only_loads_the_app_opens_nothing(
         visitor.count()
         assert visitor.get("/open") == {"files": []}
         assert (tmp_path / "store" / "log").exists(), "its worker has"
+
+
+def test_a_master_that_used_the_store_has_no_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uWSGI forks without Python's lock: who is made while a thread has it waits for ever."""
+    monkeypatch.setenv("TORTURE_TOUCH", "1")
+    with serving(tmp_path, monkeypatch, "--processes", "1") as server:
+        visitor = Visitor(server.port)
+        visitor.count()
+        assert visitor.get("/open")["files"], "it has opened them"
+        assert server._process is not None
+        (worker,) = children(server._process.pid)
+        assert [tasks(server._process.pid), tasks(worker)] == [1, 3]
+
+
+def tasks(process: int) -> int:
+    return len(list(Path(f"/proc/{process}/task").iterdir()))

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from flask_hybridsession.core.change import Change
-from flask_hybridsession.providers.hybrid import HybridProvider
+from flask_hybridsession.providers.hybrid import HybridProvider, compact
 from tests.providers.hybrid.tools import NOW, PATIENCE, content, create, key
 
 from .crashes import held, opened
@@ -84,7 +84,7 @@ def in_a_commit(provider: HybridProvider) -> tuple[threading.Thread, threading.E
 
 
 def beside_a_commit(path: Path) -> None:
-    provider = HybridProvider(path, compact_bytes=6_000)
+    provider = HybridProvider(path)
     create(provider, "shared")
     count(provider, "before")
     assert content(provider)
@@ -137,20 +137,30 @@ def beside_a_compaction(path: Path) -> None:
         create(provider, number)
     create(provider, "shared")
     done: list[bool] = []
+    resting, rested = threading.Event(), threading.Event()
+    rest = compact.Successor._rest
+
+    def long_rest(successor: compact.Successor) -> None:
+        resting.set()
+        assert rested.wait(PATIENCE)
+        rest(successor)
+
+    compact.Successor._rest = long_rest  # type: ignore[method-assign]
     thread = threading.Thread(target=lambda: done.append(provider.compact()))
     thread.start()
-    while not (path / "image.new").exists():
-        time.sleep(0.0005)
+    assert resting.wait(PATIENCE)
     ready, go = os.pipe()
 
     def work() -> None:
         count(provider, "child", 5)
         os.read(ready, 1)
+        rested.set()
         assert provider.compact()
         provider.close()
 
     pid = child(work)
     count(provider, "parent", 5)
+    rested.set()
     thread.join()
     assert done == [True]
     assert provider.compact(), "not kept from it by what the child has inherited"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from time import monotonic
 from typing import TypeVar
 from weakref import WeakSet, ref
 
+from . import forks
 from .errors import ConfigError, ProviderUnavailable
 
 log = logging.getLogger("flask_hybridsession")
@@ -63,6 +63,7 @@ class Breaker:
         any other outcome is an answer. Raises ``ProviderUnavailable`` without calling it when the
         breaker is open, or when this request has used up its budget.
         """
+        forks.look()
         request = _request.get()
         left = self.budget if request is None else request.left(self.budget)
         phase = self._phase
@@ -99,6 +100,7 @@ class Breaker:
 
     def close(self) -> None:
         """Stop probing. Harmless twice."""
+        forks.look()
         with self._lock:
             if self._prober is not None:
                 self._prober[1].set()
@@ -271,9 +273,7 @@ def _probe_until_back(breaker: ref[Breaker], stop: threading.Event, rest: float)
         del alive
 
 
+@forks.in_child
 def _start_over() -> None:
     for breaker in list(_breakers):
         breaker._start_over()
-
-
-os.register_at_fork(after_in_child=_start_over)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Callable
 from types import BuiltinFunctionType
 
 log = logging.getLogger("flask_hybridsession")
@@ -22,14 +23,26 @@ _SINCE_BOOT: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _OFF = 60.0
 _loaded = sys.modules
 _anchor: float | None = None
+#: Each adopts an anchor, if there is one by now.
+_expected: list[Callable[[], None]] = []
 
 
 def now() -> float:
     """Seconds since the epoch; once there is an anchor, not moved by setting the wall clock."""
     # Who replaces the wall clock means it. time_machine does so beneath Python.
     if _anchor is None or type(time.time) is not BuiltinFunctionType or "time_machine" in _loaded:
-        return time.time()
+        return _wall()
     return _anchor + time.clock_gettime(_SINCE_BOOT)
+
+
+def _wall() -> float:
+    if _anchor is None and _expected:
+        for adopt_anchor in list(_expected):
+            adopt_anchor()
+        if _anchor is not None:
+            _expected.clear()
+            return now()
+    return time.time()
 
 
 def anchor() -> float:
@@ -40,6 +53,12 @@ def anchor() -> float:
     if _anchor is not None:
         return _anchor
     return time.clock_gettime(time.CLOCK_REALTIME) - time.clock_gettime(_SINCE_BOOT)
+
+
+def expect(adopt_anchor: Callable[[], None]) -> None:
+    """Call this whenever the time is read, until there is an anchor: it may ``adopt`` one."""
+    if _anchor is None:
+        _expected.append(adopt_anchor)
 
 
 def adopt(shared: float) -> None:

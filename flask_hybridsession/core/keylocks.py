@@ -5,10 +5,11 @@ They keep the threads of a process from overwriting one another; other processes
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+
+from . import forks
 
 #: Enough that two sessions at once seldom share a lock.
 _SIZE = 256
@@ -19,6 +20,7 @@ _locks: dict[int, threading.Lock] = {}
 @contextmanager
 def held(*keys: str) -> Iterator[None]:
     """Hold the locks of these keys. Not to be nested: who needs several asks for all at once."""
+    forks.look()
     with ExitStack() as stack:
         for index in sorted({hash(key) % _SIZE for key in keys}):
             stack.enter_context(_locks.get(index) or _locks.setdefault(index, threading.Lock()))
@@ -26,4 +28,4 @@ def held(*keys: str) -> Iterator[None]:
 
 
 # A lock held by another thread at a fork would never be released in the child.
-os.register_at_fork(after_in_child=_locks.clear)
+forks.in_child(_locks.clear)

@@ -6,14 +6,13 @@ It only sweeps. That a session past its deadline is not served is judged where i
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from math import inf
 from typing import Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
-from . import clock
+from . import clock, forks, threads
 
 log = logging.getLogger("flask_hybridsession")
 
@@ -45,13 +44,14 @@ class Clockwork:
         self._swept: WeakSet[Swept] = WeakSet()
         self._pauses: WeakKeyDictionary[Swept, tuple[float, float]] = WeakKeyDictionary()
         self._start_over()
-        os.register_at_fork(after_in_child=self._start_over)
+        forks.in_child(self._start_over)
 
     def _start_over(self) -> None:
         """A forked child has no thread, and may have inherited a held lock."""
         vars(self).pop("_condition", None)
         self._thread: threading.Thread | None = None
         self._wakes_at = inf
+        self._sweeps_at = -inf
 
     def __getattr__(self, name: str) -> threading.Condition:
         # Made when first used: after a fork, gevent may take over before that, and not before.
@@ -61,15 +61,19 @@ class Clockwork:
 
     def watch(self, swept: Swept) -> None:
         """Look after ``swept`` until it is let go of."""
+        forks.look()
         with self._condition:  # a set must not grow while ``tick`` goes through it
             self._swept.add(swept)
 
     def unwatch(self, swept: Swept) -> None:
+        forks.look()
         with self._condition:
             self._swept.discard(swept)
 
     def notice(self, deadline: float = inf) -> None:
         """Something is due at ``deadline``; starts the thread on first use. Cheap."""
+        if not forks.ours[0]:
+            forks.begin_anew()
         if self._thread is None:
             self._start()
         if deadline < self._wakes_at:
@@ -78,12 +82,25 @@ class Clockwork:
                 self._condition.notify()
 
     def _start(self) -> None:
+        if not threads.may_start():
+            self._sweep_here()
+            return
         with self._condition:
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._run, name="flask-hybridsession-clockwork", daemon=True
                 )
                 self._thread.start()
+
+    def _sweep_here(self) -> None:
+        """In a request, without a thread: what is due by now, and not at every request."""
+        with self._condition:
+            if clock.now() < self._sweeps_at:
+                return
+            self._sweeps_at = clock.now() + LONGEST_SLEEP
+        wait = self.tick()
+        with self._condition:
+            self._sweeps_at = clock.now() + max(wait, SHORTEST_REST)
 
     def _run(self) -> None:
         while True:

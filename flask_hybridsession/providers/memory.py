@@ -6,6 +6,7 @@ own way from then on, so several workers need another provider.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import OrderedDict
@@ -14,18 +15,23 @@ from contextlib import contextmanager
 from heapq import heapify, heappop, heappush, heapreplace
 from math import inf
 from threading import Condition, RLock
+from typing import Any
+from weakref import WeakSet
 
-from ..core import clock
+from ..core import clock, forks
 from ..core.change import Change, Record, decide
 from ..core.errors import ConfigError, KeyTaken, SessionGone
 from ..core.provider import Lists, Locks, Provider, Reports, Users
 
 # One lock for all stores of the process, held across a fork: the child never inherits a store that
 # another thread was in the middle of changing, nor a lock that nobody is left to release.
-_lock = RLock()
+_lock: Any = RLock()
 os.register_at_fork(
-    before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+    before=lambda: _lock.acquire(),
+    after_in_parent=lambda: _lock.release(),
+    after_in_child=lambda: _lock.release(),
 )
+log = logging.getLogger("flask_hybridsession")
 
 
 class MemoryProvider(Provider, Lists, Users, Locks, Reports):
@@ -41,6 +47,10 @@ class MemoryProvider(Provider, Lists, Users, Locks, Reports):
         if max_sessions is not None and (type(max_sessions) is not int or max_sessions < 1):
             raise ConfigError("max_sessions must be a whole number from 1, or None: no limit.")
         self._max = inf if max_sessions is None else max_sessions
+        self._clear()
+        _providers.add(self)
+
+    def _clear(self) -> None:
         self._evicted = 0
         self._records: OrderedDict[str, Record] = OrderedDict()  # the last one was used last
         self._due = Timetable()
@@ -52,14 +62,14 @@ class MemoryProvider(Provider, Lists, Users, Locks, Reports):
         self._unlocked = Condition(_lock)
 
     def load(self, key: str, now: float) -> Record | None:
-        with _lock:
+        with _alone():
             record = self._alive(key, now)
             if record is not None:
                 self._records.move_to_end(record.key)
             return record
 
     def commit(self, key: str, change: Change, now: float) -> None:
-        with _lock:
+        with _alone():
             current = self._records.get(self._resolve(key, now))
             record = decide(current, key, change, now)
             if change.create:
@@ -67,7 +77,7 @@ class MemoryProvider(Provider, Lists, Users, Locks, Reports):
             self._store(record)
 
     def rename(self, old: str, new: str, now: float, alias_until: float | None = None) -> None:
-        with _lock:
+        with _alone():
             record = self._alive(old, now)
             if record is None:
                 raise SessionGone(old)
@@ -85,24 +95,24 @@ class MemoryProvider(Provider, Lists, Users, Locks, Reports):
             self._drop_ended_aliases(now)
 
     def destroy(self, key: str) -> bool:
-        with _lock:
+        with _alone():
             record = self._records.get(self._resolve(key, clock.now()))
             if record is not None:
                 self._remove(record)
             return record is not None
 
     def exists(self, key: str, now: float) -> bool:
-        with _lock:
+        with _alone():
             return self._alive(key, now) is not None
 
     def next_deadline(self) -> float | None:
-        with _lock:
+        with _alone():
             first = self._due.first()
             return None if first is None else first[0]
 
     def purge(self, now: float, limit: int) -> list[Record]:
         claimed: list[Record] = []
-        with _lock:
+        with _alone():
             self._drop_ended_aliases(now)
             while len(claimed) < limit and (key := self._due.due(now)) is not None:
                 record = self._records[key]
@@ -114,7 +124,7 @@ class MemoryProvider(Provider, Lists, Users, Locks, Reports):
         """Nothing to do: what is here ends with the process."""
 
     def keys(self, now: float) -> list[str]:
-        with _lock:
+        with _alone():
             records = list(self._records.values())
         return [record.key for record in records if now < record.deadline]
 
@@ -122,7 +132,7 @@ class MemoryProvider(Provider, Lists, Users, Locks, Reports):
         return len(self._records)
 
     def keys_of(self, user: str, now: float) -> list[str]:
-        with _lock:
+        with _alone():
             keys = self._users.get(user, ())
             return [key for key in keys if now < self._records[key].deadline]
 
@@ -130,7 +140,7 @@ class MemoryProvider(Provider, Lists, Users, Locks, Reports):
     def lock(self, key: str, timeout: float, lease: float) -> Iterator[None]:
         me = object()
         give_up = time.monotonic() + timeout
-        with _lock:
+        with _alone():
             while (wait := self._locked_for(key)) > 0:
                 left = give_up - time.monotonic()
                 if left <= 0:
@@ -140,13 +150,13 @@ class MemoryProvider(Provider, Lists, Users, Locks, Reports):
         try:
             yield
         finally:
-            with _lock:
+            with _alone():
                 if self._locks.get(key, (None, 0.0))[0] is me:
                     del self._locks[key]
                     self._unlocked.notify_all()
 
     def stats(self) -> dict[str, int | float | str]:
-        with _lock:
+        with _alone():
             return {
                 "sessions": len(self._records),
                 "aliases": len(self._targets),
@@ -221,6 +231,29 @@ class MemoryProvider(Provider, Lists, Users, Locks, Reports):
         """The seconds for which somebody may still hold the lock; 0 or less: it is free."""
         holder = self._locks.get(key)
         return 0.0 if holder is None else holder[1] - time.monotonic()
+
+
+_providers: WeakSet[MemoryProvider] = WeakSet()
+
+
+def _alone() -> Any:
+    """The lock, and if this process is a fork one that nobody holds."""
+    if not forks.ours[0]:
+        forks.begin_anew()
+    return _lock
+
+
+@forks.in_child
+def _start_over() -> None:
+    global _lock
+    if _lock.acquire(blocking=False):
+        _lock.release()
+        return
+    # Forked without Python's hooks while another thread was in the middle of a change.
+    _lock = RLock()
+    for provider in list(_providers):
+        provider._clear()
+    log.warning("this process was forked within a change of its sessions: it begins with none")
 
 
 class Timetable:

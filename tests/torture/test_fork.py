@@ -16,7 +16,7 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
-from flask import Flask, session
+from flask import Flask, request, session
 
 from flask_hybridsession import HybridSession, session_expired
 from flask_hybridsession.core.change import Change
@@ -238,6 +238,65 @@ def test_c14_any_thread_of_a_child_opens_and_closes(tmp_path: Path) -> None:
 
     run(child)
     provider.close()
+
+
+def test_c14_a_process_that_only_loads_the_app_opens_nothing(tmp_path: Path) -> None:
+    code = """
+import os, sys, threading
+from flask import Flask
+from flask_hybridsession import HybridSession
+app = Flask("loaded")
+app.config["SESSION_DIR"] = sys.argv[1]
+sessions = HybridSession(app)
+files = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")[:-1]]
+assert not [name for name in files if name.startswith(sys.argv[1])], files
+assert sys.argv[1] not in open("/proc/self/maps").read()
+assert threading.active_count() == 1
+assert os.listdir(sys.argv[1]) == sys.argv[2:]
+assert sessions.count() == 0
+assert "log" in os.listdir(sys.argv[1])
+"""
+    command = [sys.executable, "-W", "error::UserWarning", "-c", code, str(tmp_path / "store")]
+    subprocess.run(command, check=True, timeout=PATIENCE, cwd=ROOT)
+
+
+def test_c14_a_process_made_in_a_request(tmp_path: Path) -> None:
+    app = Flask(__name__)
+    app.config.update(SESSION_DIR=str(tmp_path))
+    sessions = HybridSession(app)
+
+    def count() -> int:
+        return int(session.increment("count"))  # type: ignore[attr-defined]
+
+    app.add_url_rule("/count", "count", lambda: {"count": count()})
+
+    @app.get("/fork")
+    def fork() -> dict[str, Any]:
+        count()
+        session.commit()  # type: ignore[attr-defined]
+        cookie = request.headers["Cookie"]
+
+        def child() -> None:
+            client = app.test_client(use_cookies=False)
+            for _ in range(20):
+                client.get("/count", headers={"Cookie": cookie})
+
+        children = [start(child) for _ in range(2)]
+        for _ in range(20):
+            session.increment("mine")  # type: ignore[attr-defined]
+            session.commit()  # type: ignore[attr-defined]
+        for each in children:
+            join(each)
+        return {"count": count()}
+
+    client = app.test_client()
+    client.get("/count")
+    client.get("/fork")
+    with client:
+        client.get("/count")
+        assert (session["count"], session["mine"]) == (44, 20)
+    sessions.close()
+    assert len(held(tmp_path)) == 1
 
 
 def test_c14_the_clockwork_of_a_child_sweeps(tmp_path: Path) -> None:

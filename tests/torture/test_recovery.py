@@ -135,7 +135,9 @@ def test_c11_killed_in_recovery_at_each_step(
 
     def crash(step: int) -> None:
         die_before(step)
-        HybridProvider(tmp_path).close()
+        provider = HybridProvider(tmp_path)
+        provider.count(NOW)
+        provider.close()
 
     step = 1
     while killed(crash, step):
@@ -176,7 +178,9 @@ def test_c11_the_one_who_recovers_is_killed_while_another_waits(tmp_path: Path) 
 
     def recover(step: int) -> None:
         signal_before(step, signal.SIGSTOP)
-        HybridProvider(tmp_path).close()
+        provider = HybridProvider(tmp_path)
+        provider.count(NOW)
+        provider.close()
 
     def wait() -> None:
         assert opened(tmp_path) == expected

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
 from typing import Any
@@ -10,6 +9,7 @@ from weakref import WeakSet
 
 import cachelib
 
+from ...core import forks
 from ...core.errors import ConfigError
 from .waits import UNHURRIED, RefusedError, failed
 
@@ -160,10 +160,8 @@ PARAMETERS = (
 _clients: WeakSet[Any] = WeakSet()
 
 
+@forks.in_child
 def _disconnect_child() -> None:
     # Two processes on one connection would read each other's answers.
     for client in list(_clients):
         client.close()
-
-
-os.register_at_fork(after_in_child=_disconnect_child)

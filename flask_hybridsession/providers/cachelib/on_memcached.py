@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import nullcontext
 from functools import partial
 from math import inf
 from typing import Any
 from weakref import WeakSet
 
+from ...core import forks
 from ...core.errors import ConfigError
 from .names import checked_prefix
 from .waits import left
@@ -102,6 +102,7 @@ class _Raw:
 _clients: WeakSet[Any] = WeakSet()
 
 
+@forks.in_child
 def _disconnect_child() -> None:
     # Two processes on one connection would read each other's answers.
     for client in list(_clients):
@@ -109,6 +110,3 @@ def _disconnect_child() -> None:
         for connection in (*pool.free, *pool.used):
             connection.close()
         client.client_pool = _pool(client)
-
-
-os.register_at_fork(after_in_child=_disconnect_child)

@@ -56,19 +56,14 @@ class Abandoned(Exception):
 def compact(store: Store) -> bool:
     """Write a new generation beside the writers. False when another worker is at it, or was."""
     try:
-        with store.building():
-            # Closed before a fork may come: a child would hold its lock as long as it lives.
-            fd = os.open(store.path("compact"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        with store.building(), store.lock_file("compact") as fd:
+            flock(fd, LOCK_EX | LOCK_NB)
+            successor = Successor(store)
             try:
-                flock(fd, LOCK_EX | LOCK_NB)
-                successor = Successor(store)
-                try:
-                    successor.build()
-                    store.write(False, switch, successor)
-                finally:
-                    successor.close()
+                successor.build()
+                store.write(False, switch, successor)
             finally:
-                os.close(fd)
+                successor.close()
     except (BlockingIOError, Abandoned):
         return False
     return True

@@ -13,13 +13,16 @@ from hashlib import sha256
 from math import inf
 from struct import Struct, unpack_from
 from typing import Any, NamedTuple
+from weakref import WeakSet
 from zlib import crc32
 
 import lmdb
 
+from ...core import forks
 from ...core.change import Record
 from ...core.errors import CorruptData
 from ...core.packing import dumps, loads
+from .inherited import leave
 from .log import Log, allocate, identity
 
 #: Raised by one when the layout below changes: an image of another format is made again.
@@ -159,20 +162,19 @@ class Image:
         self.path = path
         _allocate_lock(f"{path}-lock", readers)
         self.env = _open(path, space, readers, create)
+        self.identities = [identity(name) for name in self._files()]
+        self.inode = os.stat(path).st_ino
+        _images.add(self)
         self.begin = self.env.begin
         self.sessions, self.deadlines, self.users, self.aliases, self.locks = map(
             self.env.open_db, _DATABASES
         )
         self.env.reader_check()
-        self.identities = [self._private(name) for name in self._files()]
-        self.inode = os.stat(path).st_ino
+        for name in self._files():
+            os.chmod(name, 0o600)
 
     def _files(self) -> tuple[str, str]:
         return self.path, f"{self.path}-lock"
-
-    def _private(self, path: str) -> tuple[int, int] | None:
-        os.chmod(path, 0o600)
-        return identity(path)
 
     def is_in_place(self) -> bool:
         """Whether its files are still those that were opened."""
@@ -181,6 +183,7 @@ class Image:
     def close(self) -> None:
         """Let go of the file. No transaction may be open."""
         self.env.close()
+        _images.discard(self)
 
     def meta(self) -> Meta | None:
         """Where the image stands, or None while it is being made."""
@@ -362,6 +365,16 @@ class Image:
         self.env.set_mapsize(0)  # what another process has made of it by now
         if self.env.info()["map_size"] <= before:
             self.env.set_mapsize(before * 2)
+
+
+_images: WeakSet[Image] = WeakSet()
+
+
+@forks.in_child
+def _leave_all() -> None:
+    for image in list(_images):
+        leave(image.env, image.identities)
+    _images.clear()
 
 
 def index(

@@ -18,6 +18,7 @@ import lmdb
 from ...core import clock
 from ...core.change import Change, Record, decide
 from ...core.errors import ConfigError, CorruptData, KeyTaken, ProviderError, SessionGone
+from ...core.forks import begin_anew, ours
 from ...core.provider import Checks, Compacts, Lists, Locks, Provider, Reports, Users
 from .check import faults, problems
 from .compact import compact
@@ -102,6 +103,8 @@ class HybridProvider(Provider, Lists, Users, Locks, Reports, Checks, Compacts):
     def load(self, key: str, now: float) -> Record | None:
         store = self._store
         raw = _unhex(key)
+        if not ours[0]:
+            begin_anew()
         try:
             begin = store.tickets.pop()
         except IndexError:

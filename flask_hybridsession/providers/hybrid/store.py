@@ -15,22 +15,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from errno import EDQUOT, ENOSPC
+from errno import EACCES, EDQUOT, ENOSPC
 from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
 from math import inf
 from typing import Any, NamedTuple, TypeVar
 
 import lmdb
 
-from ...core import clock
+from ...core import clock, forks, threads
 from ...core.errors import ConfigError, CorruptData, ProviderUnavailable
 from . import compact as _compact
 from .frame import pack_parts
-from .image import FIXED, META, Image, Meta, pack_place, read_meta, unpack_place
+from .image import FIXED, META, Image, Meta, boot_id, pack_place, read_meta, unpack_place
 from .log import Log, identity, make_private, remove
 from .opening import Opening, is_newer, synced
 from .recovery import replay
-from .words import EPOCH, POISONED, SEEN, SYNCED, Words, next_epoch
+from .words import EPOCH, POISONED, SEEN, SYNCED, Words, adopt_anchor, next_epoch
 
 T = TypeVar("T")
 logger = logging.getLogger("flask_hybridsession.hybrid")
@@ -123,8 +123,9 @@ class Store:
         self.directory = directory
         self.tuning = tuning
         self.users = 0
+        self._waits = max(_RECOVERY, tuning.patience)
         self._reset()
-        self._ready(max(_RECOVERY, tuning.patience))
+        self._check()
 
     def _reset(self) -> None:
         self.image: Any = None
@@ -143,10 +144,12 @@ class Store:
             vars(self).pop(name, None)
         self._busy = self._leaving = False
         self._lock_fd = -1
+        self._held: set[int] = set()
         self._unsynced = False
         self._keeper: threading.Thread | None = None
         self._compactor: threading.Thread | None = None
         self._compact_at: float = inf
+        self._compact_here = False
         self._mend_after = -inf
         self._suspicious = False
         self._lingering: list[tuple[float, int]] = []
@@ -169,6 +172,7 @@ class Store:
 
     def enter(self) -> Callable[..., Any]:
         """A ticket: the function that begins a transaction. Append it to ``tickets`` afterwards."""
+        forks.look()
         while True:
             if self.image is None or self.view[EPOCH] != self.epoch:
                 self._ready()
@@ -185,6 +189,7 @@ class Store:
 
     def read(self, work: Callable[..., T], *args: Any) -> T:
         """Call ``work(txn, image, *args)`` with a view of the image that does not change."""
+        forks.look()
         for _ in range(_TRIES):
             begin = self.enter()
             repair: Callable[[], None] = self._ready
@@ -242,6 +247,7 @@ class Store:
 
         With ``wait``, return when it is on the disk. Raises ``ProviderUnavailable``.
         """
+        forks.look()
         while True:
             try:
                 result, sequence = self._turn(work, args)
@@ -252,14 +258,17 @@ class Store:
                 self._shut()
             except (OSError, lmdb.Error) as error:
                 raise self.down(error) from error
+        if self._keeper is None:
+            self._keep()
         if sequence:
-            if wait:
+            if wait or (self.syncing and self._keeper is None):
                 self.sync(sequence)
             elif self.syncing and not self._unsynced:
                 self._unsynced = True
                 self._wake.set()
-        if self._keeper is None:
-            self._keep()
+        if self._compact_here:
+            self._compact_here = False
+            self._compact_once()
         return result
 
     @contextmanager
@@ -268,16 +277,27 @@ class Store:
 
         A courtesy, not a lock: who waited in vain goes on.
         """
-        try:
-            fd = os.open(self.path("purge"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            raise self.down(error) from error
-        try:
+        with self.lock_file("purge") as fd:
             with suppress(ProviderUnavailable):
                 take(fd, min(_SWEEPER, self.tuning.patience), 0.002)
             yield
             time.sleep(_COURTESY)
+
+    @contextmanager
+    def lock_file(self, name: str) -> Iterator[int]:
+        """A file to lock beside the writers' own: unlocked and closed at the end."""
+        forks.look()
+        if self._lock_fd < 0:
+            self._ready()
+        try:
+            fd = os.open(self.path(name), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise self.down(error) from error
+        self._held.add(fd)
+        try:
+            yield fd
         finally:
+            self._held.discard(fd)
             flock(fd, LOCK_UN)  # not by closing alone: a child forked meanwhile has the file too
             os.close(fd)
 
@@ -482,6 +502,7 @@ class Store:
         A thread syncs for all threads that wait by then. Workers sync beside one another, which
         the file system does in one go: to wait for another worker's turn would take longer.
         """
+        forks.look()
         with self._sync_lock:
             view = self.view
             if (view is None or view[SYNCED] < sequence) and self._sync_now() < sequence:
@@ -508,6 +529,7 @@ class Store:
 
     def flush(self) -> None:
         """Bring everything that was committed, by whomever, to the disk."""
+        forks.look()
         if self.image is not None:
             self._unsynced = False
             sequence = self.meta().sequence
@@ -519,7 +541,7 @@ class Store:
     def _keep(self) -> None:
         with self._gate:
             # While it closes, and so at the end of the interpreter, no thread may begin.
-            if self._keeper is None and not self._stop.is_set():
+            if self._keeper is None and not self._stop.is_set() and threads.may_start():
                 self._keeper = threading.Thread(
                     target=self._look_after, name="hybridsession-keeper", daemon=True
                 )
@@ -576,6 +598,9 @@ class Store:
 
     def _start_compaction(self) -> None:
         self._compact_at = inf
+        if not threads.may_start():
+            self._compact_here = True  # when the turn is over
+            return
         self._compactor = threading.Thread(
             target=self._compact_once, name="hybridsession-compactor", daemon=True
         )
@@ -597,6 +622,7 @@ class Store:
 
         Raises ``BlockingIOError`` when another thread is at it, or forks.
         """
+        forks.look()
         if not self._building.acquire(blocking=False):
             raise BlockingIOError
         try:
@@ -621,6 +647,10 @@ class Store:
 
     # Opening and closing
 
+    def adopt_clock(self) -> None:
+        """Count the time as the other workers do, before anything is open."""
+        adopt_anchor(self.path("sync"), boot_id())
+
     def _prepare(self) -> None:
         """Make the directory and the lock file, if the log is one that we understand."""
         try:
@@ -631,18 +661,35 @@ class Store:
             )
             make_private(self._lock_fd)
         except OSError as error:
-            raise ConfigError(
-                f"SESSION_DIR: {self.directory} cannot be used: {error.strerror}. "
-                "Set SESSION_DIR to a directory that this process may create and write."
-            ) from None
+            raise self._unusable(error) from None
 
-    def _ready(self, patience: float | None = None) -> None:
+    def _check(self) -> None:
+        """Raise ``ConfigError`` if the directory cannot be used. Makes no file, opens none."""
+        try:
+            os.makedirs(self.directory, 0o700, exist_ok=True)
+            if not os.access(self.directory, os.R_OK | os.W_OK | os.X_OK):
+                raise PermissionError(EACCES, os.strerror(EACCES))
+            for name in ("lock", "sync"):
+                with suppress(FileNotFoundError):
+                    os.close(os.open(self.path(name), os.O_RDWR | os.O_NOFOLLOW))
+            Log.open(self.path("log"))
+        except OSError as error:
+            raise self._unusable(error) from None
+
+    def _unusable(self, error: OSError) -> ConfigError:
+        return ConfigError(
+            f"SESSION_DIR: {self.directory} cannot be used: {error.strerror}. "
+            "Set SESSION_DIR to a directory that this process may create and write."
+        )
+
+    def _ready(self) -> None:
         """Be open. While another worker recovers the store, wait for it."""
         with self._mutex:
             if self._lock_fd < 0:
                 self._prepare()
             try:
-                take(self._lock_fd, patience or self.tuning.patience)
+                take(self._lock_fd, self._waits)
+                self._waits = self.tuning.patience
                 if self.image is None or self.view[EPOCH] != self.epoch:
                     self._open()
             except _Moved:
@@ -688,12 +735,13 @@ class Store:
         """Let go of everything; the next call opens what is there then."""
         with self._mutex:
             self._close_files()
-            if self._lock_fd >= 0:
-                os.close(self._lock_fd)
-                self._lock_fd = -1
+            fd, self._lock_fd = self._lock_fd, -1
+            if fd >= 0:
+                os.close(fd)
 
     def close(self) -> None:
         """Sync and close. A later call would open again."""
+        forks.look()
         self._stop.set()
         self._wake.set()
         for thread in (self._keeper, self._compactor):
@@ -744,13 +792,16 @@ class Store:
         self._building.release()
 
     def forget(self) -> None:
-        """In a forked child: begin anew with the next call."""
-        image, lock_fd = self.image, self._lock_fd
+        """In a forked child: begin anew with the next call.
+
+        Locks are left as they are: to unlock one would unlock it for the parent, and to keep its
+        file open would keep it locked when the parent is gone.
+        """
+        held = self._held | ({self._lock_fd} - {-1})
         self._let_go()
         self._reset()
-        if image is not None:  # forked by something that does not call the hooks before a fork
-            image.close()
-            os.close(lock_fd)
+        for fd in held:
+            os.close(fd)
 
 
 def take(fd: int, patience: float, pause: float = 0.0) -> None:

@@ -1,6 +1,7 @@
 """Which stores this process has: one per directory, shared by all its providers; and its forks.
 
-Nothing of LMDB may cross a fork, so all are closed before it and opened again when they are used.
+Nothing is opened before it is used. All are closed before a fork that Python makes, and opened
+again when they are used. What crosses any other fork is left alone in the child.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import threading
 from collections import deque
 from typing import Any
 
+from ...core import clock, forks
 from ...core.errors import ProviderUnavailable
 from .store import Store, Tuning
 
@@ -30,6 +32,7 @@ class Closed:
 
 def acquire(directory: str, tuning: Tuning) -> Store:
     """The process's store of a directory. Give it back with ``release``, or ``abandon`` it."""
+    forks.look()
     while _abandoned:
         release(_abandoned.popleft())
     path = os.path.realpath(directory)
@@ -37,12 +40,15 @@ def acquire(directory: str, tuning: Tuning) -> Store:
         store = _stores.get(path)
         if store is None:
             store = _stores[path] = Store(path, tuning)
+            # What is first used may be given the time, and that of the others counts.
+            clock.expect(store.adopt_clock)
         store.users += 1
         return store
 
 
 def release(store: Store) -> None:
     """The last one to leave closes the files."""
+    forks.look()
     with _guard:
         store.users -= 1
         if not store.users:
@@ -57,12 +63,14 @@ def abandon(store: Store) -> None:
 
 @atexit.register
 def _flush_all() -> None:
+    forks.look()
     for store in list(_stores.values()):
         store.close()
 
 
 def _before_fork() -> None:
     """Close all: nothing of LMDB may cross a fork, not even a reader's slot. Reopened when used."""
+    forks.look()
     _guard.acquire()
     for store in _stores.values():
         store.pause()
@@ -74,6 +82,7 @@ def _after_fork_in_parent() -> None:
     _guard.release()
 
 
+@forks.in_child
 def _after_fork_in_child() -> None:
     global _guard
     _guard = threading.RLock()
@@ -81,8 +90,4 @@ def _after_fork_in_child() -> None:
         store.forget()
 
 
-os.register_at_fork(
-    before=_before_fork,
-    after_in_parent=_after_fork_in_parent,
-    after_in_child=_after_fork_in_child,
-)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent)

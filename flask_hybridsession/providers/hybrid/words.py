@@ -43,6 +43,28 @@ def next_epoch(view: Any) -> None:
     view[EPOCH] = (view[EPOCH] + 1) % (1 << 64)
 
 
+def adopt_anchor(path: str, boot: bytes) -> None:
+    """Count the time as the others of this boot do, if any has begun to."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_SIZE)
+    except OSError:
+        return
+    if len(data) == _SIZE:
+        view = memoryview(data).cast("Q")
+        if tuple(view[_BOOT : _BOOT + 2]) == _PAIR.unpack(boot) and _is_anchor(view):
+            clock.adopt(_seconds(view))
+
+
+def _is_anchor(view: Any) -> bool:
+    return bool(view[_ANCHOR] ^ view[_ANCHOR + 1] == _ALL)
+
+
+def _seconds(view: Any) -> float:
+    (seconds,) = _SECONDS.unpack(_WORD.pack(view[_ANCHOR]))
+    return float(seconds)
+
+
 class Words:
     """The shared numbers: ``words[SYNCED]``. Each is 8 bytes, aligned, so never seen in halves."""
 
@@ -120,11 +142,10 @@ class Words:
     def anchor(self) -> float:
         """What ``clock.now()`` counts from in this boot; the first who asks decides."""
         view = self.view
-        if view[_ANCHOR] ^ view[_ANCHOR + 1] != _ALL:
+        if not _is_anchor(view):
             (bits,) = _WORD.unpack(_SECONDS.pack(clock.anchor()))
             view[_ANCHOR], view[_ANCHOR + 1] = bits, bits ^ _ALL
-        (seconds,) = _SECONDS.unpack(_WORD.pack(view[_ANCHOR]))
-        return float(seconds)
+        return _seconds(view)
 
     def __del__(self) -> None:
         # By reference count: another thread may be waiting for a number to change.

@@ -8,7 +8,6 @@ longer ago than the bound, for whatever reason, nothing is served from here.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from math import inf
 from time import monotonic
 from weakref import WeakSet
 
+from ...core import forks, threads
 from ...core.change import Record
 from ...core.errors import ConfigError, ProviderUnavailable
 from . import replies
@@ -70,6 +70,7 @@ class Near:
 
     def get(self, key: str) -> Record | None:
         """The record, alive or not; None: ask Redis."""
+        forks.look()
         if self._bus is None:
             self._listen()
         if monotonic() - self._fresh_at >= self._bound:
@@ -139,7 +140,7 @@ class Near:
 
     def _listen(self) -> None:
         with self._lock:
-            if self._bus is None:
+            if self._bus is None and threads.may_start():
                 self._bus = Bus(self)
 
 
@@ -230,12 +231,11 @@ class Bus:
 _nears: WeakSet[Near] = WeakSet()
 
 
+@forks.in_child
 def _start_over() -> None:
     for near in list(_nears):
         near._start_over()
 
-
-os.register_at_fork(after_in_child=_start_over)
 
 #: What keys begin with. What lies beside the sessions begins with another sign.
 _DIGITS: Sequence[bytes] = [b"%x" % digit for digit in range(16)]

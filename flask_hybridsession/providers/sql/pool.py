@@ -13,6 +13,7 @@ from time import monotonic
 from typing import Any, TypeVar
 from weakref import WeakSet
 
+from ...core import forks
 from ...core.errors import ConfigError, ProviderError, ProviderUnavailable
 from .drivers import Driver, Trouble
 
@@ -208,6 +209,7 @@ class Links:
 
         Raises ``ProviderUnavailable`` when the time is up.
         """
+        forks.look()
         give_up = monotonic() + seconds
         while self._forking and monotonic() < give_up:
             time.sleep(0.001)
@@ -389,9 +391,10 @@ def _in_parent() -> None:
         pool.after_in_parent()
 
 
+@forks.in_child
 def _in_child() -> None:
     for pool in list(_pools):
         pool.after_in_child()
 
 
-os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)
+os.register_at_fork(before=_before, after_in_parent=_in_parent)

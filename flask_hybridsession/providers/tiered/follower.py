@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 import threading
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from math import inf
 from time import monotonic
 from weakref import WeakSet
 
-from ...core import clock
+from ...core import clock, forks
 from ...core.change import Change, Record
 from ...core.errors import HybridSessionError, ProviderUnavailable
 from ...core.mirror import MOST_ROUNDS, RESERVED, restless, same
@@ -339,9 +338,7 @@ class Follower:
 _followers: WeakSet[Follower] = WeakSet()
 
 
+@forks.in_child
 def _after_fork() -> None:
     for follower in list(_followers):
         follower._start_over()
-
-
-os.register_at_fork(after_in_child=_after_fork)

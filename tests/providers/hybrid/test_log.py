@@ -211,7 +211,9 @@ def test_damage_is_kept_aside_reported_and_not_served(
     damaged[snapshot_end(data) + 90] ^= 1
     (directory / "log").write_bytes(damaged)
     # The image is gone, the machine was not restarted: what was written had been whole.
-    HybridProvider(tmp_path / "elsewhere").close()
+    elsewhere = HybridProvider(tmp_path / "elsewhere")
+    elsewhere.count(NOW)
+    elsewhere.close()
     (directory / "sync").write_bytes((tmp_path / "elsewhere" / "sync").read_bytes())
     provider = HybridProvider(directory)
     served = content(provider, 0.0)

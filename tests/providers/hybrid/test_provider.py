@@ -49,8 +49,8 @@ def test_from_settings(tmp_path: Path) -> None:
             options={"compact_bytes": 5},
         )
     )
-    assert (tmp_path / "a" / "b" / "log").exists()
     assert provider.stats()["durability"] == "always"
+    assert (tmp_path / "a" / "b" / "log").exists()
     assert provider._store.tuning.sync_interval == 2.0
     assert provider._store.tuning.compact_bytes == 5
     provider.close()
@@ -440,6 +440,7 @@ def test_always_means_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         synced.append(os.fstat(fd).st_size)
 
     provider = HybridProvider(tmp_path, durability="always")
+    provider.count(NOW)
     monkeypatch.setattr(os, "fdatasync", fdatasync)
     create(provider, 1)
     assert synced == [(tmp_path / "log").stat().st_size]
@@ -472,6 +473,7 @@ def test_interval_syncs_at_close(tmp_path: Path) -> None:
 
 def test_never_does_not_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     provider = HybridProvider(tmp_path, durability="never")
+    provider.count(NOW)
     left = fail_syncs(monkeypatch, 1000)
     create(provider, 1)
     assert not provider._store._wake.is_set(), "nobody is woken for nothing"

@@ -173,7 +173,9 @@ def beside_a_compaction(path: Path) -> None:
 def first_used_by_many_threads(path: Path) -> None:
     provider = HybridProvider(path)
     create(provider, "shared")
-    in_a_commit(provider)[1].set()
+    thread, go = in_a_commit(provider)
+    go.set()
+    thread.join(PATIENCE)
 
     def work() -> None:
         failures: list[BaseException] = []

@@ -218,7 +218,10 @@ def _commit(
         try:
             manager.provider.commit(record.key, change, now)
         except Conflict as conflict:
-            if session._is_over(conflict.current):
+            # The answer must not be that it is gone while others still find it under this key.
+            moving = _is_moving(conflict.current, now)
+            stays = moving and not _await_the_other(manager, record.key, WRITERS_PATIENCE)
+            if session._is_over(conflict.current, stays):
                 _note_gone(record.key, pending)
                 return False
             mine = mine or dict(session._live)

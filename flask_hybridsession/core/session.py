@@ -694,9 +694,13 @@ class Session(MutableMapping[str, Any]):
         """What must still be there for any change to be stored."""
         return {name: self._base.get(name) for name in names or GROUND}
 
-    def _is_over(self, current: Record) -> bool:
-        """Another request forgot everything, or gave a new sid: what this one knows is the past."""
-        return any(current.values.get(name) != self._base.get(name) for name in (CLEARED, MOVED))
+    def _is_over(self, current: Record, stays: bool = False) -> bool:
+        """Another request forgot everything, or gave a new sid: what this one knows is the past.
+
+        ``stays``: who was about to give a new sid has died.
+        """
+        names = (CLEARED,) if stays else (CLEARED, MOVED)
+        return any(current.values.get(name) != self._base.get(name) for name in names)
 
     def _merge(self, pending: Pending, current: Record, mine: Mapping[str, Any]) -> Pending:
         pending, anew = self._edits.merge(pending, current, mine, self._base, self._manager.merges)

@@ -22,7 +22,7 @@ from flask import Flask, session
 from flask_hybridsession import HybridSession
 from flask_hybridsession.core import clock
 from flask_hybridsession.core.timers import clockwork
-from flask_hybridsession.providers.hybrid import opening
+from flask_hybridsession.providers.hybrid import opening, store
 from flask_hybridsession.providers.hybrid.words import Words
 from tests.providers.hybrid.tools import PATIENCE
 
@@ -36,7 +36,7 @@ SOON = 0.5
 def serve(directory: str, config: str, boot: str) -> None:
     """A worker: reads requests from its input, one line each, and answers them."""
     if boot:
-        opening.boot_id = lambda: bytes.fromhex(boot)
+        opening.boot_id = store.boot_id = lambda: bytes.fromhex(boot)
     app = Flask(__name__)
     app.config.update(json.loads(config), SESSION_DIR=directory)
     sessions = HybridSession(app)

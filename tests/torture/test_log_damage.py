@@ -310,7 +310,9 @@ def store_of(path: Path, told: Told) -> Path:
     """A closed store with this log and all that belongs to it."""
     (path / "store").mkdir(0o700)
     (path / "store" / "log").write_bytes(told.data)
-    HybridProvider(path / "store", durability="never").close()
+    provider = HybridProvider(path / "store", durability="never")
+    assert provider.count(0.0) >= 0  # it opens with its first use
+    provider.close()
     return path / "store"
 
 

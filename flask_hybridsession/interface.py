@@ -22,6 +22,7 @@ from .core.manager import Manager
 from .core.provider import Remote
 from .core.session import Session
 from .core.settings import OUTAGE_POLICIES, OnOutage, Settings, outage_policy
+from .core.timers import clockwork
 from .signals import provider_failed
 
 if TYPE_CHECKING:
@@ -169,6 +170,7 @@ class HybridSessionInterface(SessionInterface):
         if not self._checked:
             self.current()
             self._on_first_request(app)
+            clockwork.notice()  # what fell due while nobody ran is told now
             self._checked = True
         if (
             self.manager.settings.sign_cookie

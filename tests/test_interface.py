@@ -3,8 +3,13 @@ from __future__ import annotations
 import datetime as dt
 import io
 import logging
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -24,8 +29,10 @@ from flask_hybridsession import (
     session_rejected,
 )
 from flask_hybridsession.core import ids
-from flask_hybridsession.core.change import Record
+from flask_hybridsession.core.change import Change, Record
 from flask_hybridsession.core.session import Session
+from flask_hybridsession.core.timers import clockwork
+from flask_hybridsession.providers.hybrid import HybridProvider
 from flask_hybridsession.testing import FakeClock, fake_clock
 from tests.core.test_cookies import DOMAINS, WEIRD_HOSTS
 from tests.site import Browser, Site, nothing
@@ -886,3 +893,52 @@ def test_the_log_speaks_of_sessions_that_ended(caplog: pytest.LogCaptureFixture)
     browser.visit(lambda: (session.update(cart="hidden"), tab.visit(lambda: session.logout())))
     assert "cart" in caplog.text
     assert not any(text in caplog.text for text in ("hidden", "secret", str(tab.cookie)))
+
+
+def test_a_date_that_a_test_freezes_destroys_nothing_alive() -> None:
+    """freezegun shows the real time to what a thread calls."""
+    with freeze_time("2024-01-01") as frozen:
+        site = Site(SESSION_EXPIRES=60)
+        browser = site.browser()
+        browser.visit(lambda: session.update(a=1))
+        sweep_in_a_thread()
+        assert site.records() == 1
+        assert browser.do(lambda: session.get("a")) == 1
+        frozen.tick(61)
+        site.visit(lambda: session.update(b=1))
+        sweep_in_a_thread()
+        assert site.records() == 1, "what is due by the frozen clock goes"
+
+
+def sweep_in_a_thread() -> None:
+    thread = threading.Thread(target=clockwork.tick)
+    thread.start()
+    thread.join()
+
+
+AFTER_A_RESTART = """
+import sys, threading
+from flask import Flask
+from flask_hybridsession import HybridSession, session_expired
+
+told = threading.Event()
+app = Flask("again")
+app.config["SESSION_DIR"] = sys.argv[1]
+HybridSession(app)
+app.add_url_rule("/", "plain", lambda: "no session here")
+session_expired.connect(lambda app, **details: told.set(), app, weak=False)
+assert app.test_client().get("/").status_code == 200
+sys.exit(0 if told.wait(30) else "nobody was told")
+"""
+
+
+def test_what_fell_due_while_nobody_ran_is_told_at_the_first_request_of_any_kind(
+    tmp_path: Path,
+) -> None:
+    provider = HybridProvider(tmp_path)
+    now = time.time()
+    provider.commit("0" * 64, Change(create=True, deadline=now - 10), now - 20)
+    provider.close()
+    command = [sys.executable, "-c", AFTER_A_RESTART, str(tmp_path)]
+    ended = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == 0, ended.stderr

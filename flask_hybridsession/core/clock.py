@@ -35,6 +35,16 @@ def now() -> float:
     return _anchor + time.clock_gettime(_SINCE_BOOT)
 
 
+def is_frozen() -> bool:
+    """Whether freezegun stands in for the wall clock."""
+    clock = time.time
+    return type(clock) is not BuiltinFunctionType and _is_freezegun(clock)
+
+
+def _is_freezegun(clock: object) -> bool:
+    return str(getattr(clock, "__module__", "")).startswith("freezegun")
+
+
 def _wall() -> float:
     if _anchor is None and _expected:
         for adopt_anchor in list(_expected):

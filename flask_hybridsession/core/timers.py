@@ -52,6 +52,7 @@ class Clockwork:
         self._thread: threading.Thread | None = None
         self._wakes_at = inf
         self._sweeps_at = -inf
+        self._frozen_at: float | None = None
 
     def __getattr__(self, name: str) -> threading.Condition:
         # Made when first used: after a fork, gevent may take over before that, and not before.
@@ -74,6 +75,8 @@ class Clockwork:
         """Something is due at ``deadline``; starts the thread on first use. Cheap."""
         if not forks.ours[0]:
             forks.begin_anew()
+        if clock.is_frozen():
+            self._frozen_at = clock.now()
         if self._thread is None:
             self._start()
         if deadline < self._wakes_at:
@@ -119,14 +122,26 @@ class Clockwork:
             swept = list(self._swept)
         return min([LONGEST_SLEEP, *map(self._sweep, swept)])
 
+    def _now(self) -> float | None:
+        """The time as requests see it; None: no request has said yet what it is.
+
+        freezegun shows threads the real time, in which what a test has made may be long past.
+        """
+        if clock.is_frozen():
+            return self._frozen_at
+        self._frozen_at = None
+        return clock.now()
+
     def _sweep(self, swept: Swept) -> float:
         until, pause = self._pauses.get(swept, (0.0, 1.0))
-        now = clock.now()
+        now = self._now()
+        if now is None:
+            return LONGEST_SLEEP
         if now < until <= now + LONGEST_PAUSE:
             return until - now
         try:
             rest = 0.0
-            while gone := swept.sweep(clock.now(), SLICE):
+            while gone := swept.sweep(self._now() or now, SLICE):
                 rest = SHORTEST_REST
                 if gone < SLICE:
                     break
@@ -138,7 +153,7 @@ class Clockwork:
             self._pauses[swept] = (now + pause, min(2 * pause, LONGEST_PAUSE))
             return pause
         self._pauses.pop(swept, None)
-        return LONGEST_SLEEP if deadline is None else max(deadline - clock.now(), rest)
+        return LONGEST_SLEEP if deadline is None else max(deadline - (self._now() or now), rest)
 
 
 clockwork = Clockwork()

@@ -20,6 +20,7 @@ from ...core.change import Change, Record, decide
 from ...core.errors import ConfigError, CorruptData, KeyTaken, ProviderError, SessionGone
 from ...core.forks import begin_anew, ours
 from ...core.provider import Checks, Compacts, Lists, Locks, Provider, Reports, Users
+from . import owners
 from .check import faults, problems
 from .compact import compact
 from .frame import CREATE, DESTROY, FORGET, MODIFY, RENAME, pack_change, pack_rename
@@ -57,7 +58,8 @@ class HybridProvider(Provider, Lists, Users, Locks, Reports, Checks, Compacts):
     than this times its size after the last rewriting; ``map_bytes`` is the address space to begin
     with. The first provider of a directory in a process sets these, and ``sync_interval``.
 
-    Raises ``ConfigError`` for a directory that cannot be used.
+    The directory must be this user's or root's, and nobody else may write in it, but a ``group``
+    that is named, or given by its number. Raises ``ConfigError`` for one that cannot be used.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class HybridProvider(Provider, Lists, Users, Locks, Reports, Checks, Compacts):
         compact_bytes: int = 16 << 20,
         compact_factor: float = 2.0,
         map_bytes: int = 1 << 38,
+        group: str | int | None = None,
     ) -> None:
         if not isinstance(directory, str | os.PathLike) or not os.fspath(directory):
             raise ConfigError("SESSION_DIR must name a directory.")
@@ -83,6 +86,7 @@ class HybridProvider(Provider, Lists, Users, Locks, Reports, Checks, Compacts):
         for name, value in tuning._asdict().items():
             if not _is_positive(value):
                 raise ConfigError(f"SESSION_OPTIONS: {name} must be a number, more than 0.")
+        owners.check(os.fspath(directory), group)
         self._store = acquire(os.fspath(directory), tuning)
         self._abandon = finalize(self, abandon, self._store)
         self._abandon.atexit = False

@@ -17,11 +17,12 @@ UNKNOWN = object()
 
 
 class State(NamedTuple):
-    """A session as the model has it; ``sid`` is None once it has ended."""
+    """A session as the model has it; ``sid`` is None once it has ended, ``former`` are earlier."""
 
     sid: str | None
     values: tuple[tuple[str, int], ...] = ()
     user: str | None = None
+    former: tuple[str | None, ...] = ()
 
 
 class Op(NamedTuple):
@@ -69,11 +70,11 @@ def _end(state: State) -> tuple[State, Any]:
 
 def _login(state: State, user: str, sid: str) -> tuple[State, Any]:
     kept = state.values if state.user in (None, user) else ()
-    return State(sid, kept, user), sid
+    return State(sid, kept, user, (*state.former, state.sid)), sid
 
 
 def _rename(state: State, sid: str) -> tuple[State, Any]:
-    return state._replace(sid=sid), sid
+    return state._replace(sid=sid, former=(*state.former, state.sid)), sid
 
 
 EFFECTS: dict[str, Effect] = {
@@ -92,6 +93,9 @@ def apply(state: State, op: Op) -> Iterator[State]:
         # Whoever shows an id that is dead, or not yet there, is nobody, and changes nothing.
         if op.answer in (None, False) or op.answer is UNKNOWN or op.kind in ("logout", "clear"):
             yield state
+        # But who leaves by the id of a moment ago has left.
+        if op.kind in ("logout", "clear") and op.sid in state.former and state.sid is not None:
+            yield State(None)
         return
     if op.answer is UNKNOWN and op.kind in ("login", "rename"):
         yield state._replace(sid=None)  # under an id that nobody has learnt

@@ -63,6 +63,11 @@ RIGHT = {
         op("login", "bob", at=(6, 7), sid="b", gives="c"),
         read(8, 9, sid="c", user="bob"),
     ],
+    "a logout by the id of a moment ago": [
+        op("rename", at=(0, 2), gives="b"),
+        op("logout", at=(1, 3)),
+        Op("read", "b", (), 4, 5, None),
+    ],
     "a rename without an answer": [
         op("rename", at=(0, inf), gives=UNKNOWN),
         Op("read", "a", (), 4, 5, None),
@@ -91,6 +96,10 @@ WRONG = {
     ],
     "a session is gone without a cause": [
         op("put", "n", 1, at=(0, 1)),
+        Op("read", "a", (), 2, 3, None),
+    ],
+    "gone by the logout of another session": [
+        op("logout", at=(0, 1), sid="z"),
         Op("read", "a", (), 2, 3, None),
     ],
     "an older value returns": [

@@ -273,7 +273,7 @@ for _ in range(3):
     client.get("/write")
 print(len(names()))
 """
-    assert run(code).split() == ["0", "0", "0", "1"]
+    assert run(code).split() == ["0", "0", "1", "1"]
 
 
 # -- with real providers and servers -------------------------------------------------------------

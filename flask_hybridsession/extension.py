@@ -7,7 +7,6 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
 from typing import Any, NamedTuple, TypeVar, cast
 from weakref import WeakKeyDictionary, ref
 
@@ -75,6 +74,7 @@ class HybridSession:
         for database in self._databases:
             provider = with_database(provider, database)
         _watch(app, provider)
+        reference = ref(app)
         manager = Manager(
             provider,
             settings,
@@ -82,7 +82,7 @@ class HybridSession:
             _announcer(app),
             lambda user_id: self._user(provider, user_id),
             self._merges,
-            partial(_id_method, ref(app)),
+            lambda: logins.id_method(reference()),
         )
         self._managers[app] = manager
         live = LiveSettings(app.config, settings, directory, self._given)
@@ -242,10 +242,6 @@ def _handle(record: Record) -> Handle:
 
 def _current_app() -> Flask:
     return current_app._get_current_object()  # type: ignore[attr-defined, no-any-return]
-
-
-def _id_method(app: ref[Flask]) -> str | None:
-    return logins.id_method(app())
 
 
 def _watch(app: Flask, provider: Any) -> None:

@@ -655,6 +655,22 @@ def test_a_login_with_an_id_that_was_just_replaced_works(anywhere: Provider) -> 
     assert visitor.who()["current"] == "ada"
 
 
+def leave_by_the_old_id(
+    app: Flask, visitor: Visitor, leave: Callable[[], object], late: bool
+) -> TestResponse:
+    """While the visitor logs in, or just after it, he leaves by the id of before."""
+    old = Visitor(app, visitor.sid)
+
+    def out() -> None:
+        if not late:
+            len(session)
+        visitor.post("/login/session.login/ada")
+        leave()
+
+    app.config["DO"] = out
+    return old.client.post("/do")
+
+
 @pytest.mark.parametrize("late", [False, True])
 def test_a_logout_by_the_old_id_ends_the_session_of_the_new_one(
     anywhere: Provider,  # noqa: F811
@@ -663,16 +679,7 @@ def test_a_logout_by_the_old_id_ends_the_session_of_the_new_one(
     app = site(anywhere)
     visitor = Visitor(app)
     visitor.post("/collect", cart="tea")
-    old = Visitor(app, visitor.sid)
-
-    def out() -> None:
-        if not late:
-            len(session)
-        visitor.post("/login/session.login/ada")
-        session.logout()
-
-    app.config["DO"] = out
-    old.client.post("/do")
+    leave_by_the_old_id(app, visitor, lambda: session.logout(), late)
     assert visitor.who() == NOBODY
 
 
@@ -684,16 +691,7 @@ def test_logout_user_by_the_old_id_ends_the_session_of_the_new_one(
     app = site(anywhere)
     visitor = Visitor(app)
     visitor.post("/login/login_user/ada", cart="tea")
-    old = Visitor(app, visitor.sid)
-
-    def out() -> None:
-        if not late:
-            len(session)
-        visitor.post("/login/session.login/ada")
-        logout_user()
-
-    app.config["DO"] = out
-    assert sid_of(old.client.post("/do")) == ""
+    assert sid_of(leave_by_the_old_id(app, visitor, logout_user, late)) == ""
     assert visitor.who() == NOBODY
 
 

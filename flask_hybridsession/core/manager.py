@@ -96,13 +96,17 @@ class Manager:
 
     def follows(self) -> bool:
         """Whether Flask-Login says who is logged in, with ids that are texts."""
-        return self.settings.flask_login and self._flask_login() is not None
+        return self._followed_method() is not None
 
     def user_token(self, user: ids.UserId | ids.HasId) -> str:
         """Raises ``TypeError`` for what is no user id."""
-        if self.follows():
-            return ids.user_token(user, texts=True, method=self._flask_login() or "get_id")
-        return ids.user_token(user)
+        method = self._followed_method()
+        if method is None:
+            return ids.user_token(user)
+        return ids.user_token(user, texts=True, method=method)
+
+    def _followed_method(self) -> str | None:
+        return self._flask_login() if self.settings.flask_login else None
 
     def csrf_names(self) -> Iterable[str]:
         """Where tokens against forged requests may be in a session."""

@@ -144,9 +144,10 @@ def _save_stored(manager: Manager, session: Session, record: Record, pending: Pe
     manager.settle(record.key)
     if not renaming and _is_moving(record, now):
         _await_the_other(manager, record.key, WRITERS_PATIENCE)
+    slides = limits.span > 0 and (changed or _refreshes(manager))
     renew = (
         other_terms
-        or (limits.span > 0 and (changed or _refreshes(manager)) and _is_old(session, limits, now))
+        or (slides and _is_old(manager, session, limits, now))
         or (manager.settings.touch_every == 0 and bool(session._modified))
     )
     if limits.span > 0 and (renew or renaming):
@@ -175,18 +176,21 @@ def _touch_is_due(manager: Manager, record: Record, limits: Terms, now: float) -
         return False
     if limits.span and not _refreshes(manager) and manager.settings.idle_timeout is None:
         return False
-    every = manager.settings.touch_every
-    return now - record.touched >= (limits.touch_every() if every is None else every)
+    return now - record.touched >= _touch_every(manager, limits)
 
 
-def _is_old(session: Session, limits: Terms, now: float) -> bool:
+def _is_old(manager: Manager, session: Session, limits: Terms, now: float) -> bool:
     """Whether the cookie is to be renewed: with each change would be more often than needed.
 
     A response with a cookie that is under way while another request logs in would undo that.
     """
     sent = session._hidden(SENT)
-    every = session._manager.settings.touch_every
-    return sent is None or now - sent >= (limits.touch_every() if every is None else every)
+    return sent is None or now - sent >= _touch_every(manager, limits)
+
+
+def _touch_every(manager: Manager, limits: Terms) -> float:
+    every = manager.settings.touch_every
+    return limits.touch_every() if every is None else every
 
 
 def _refreshes(manager: Manager) -> bool:

@@ -535,9 +535,12 @@ class Session(MutableMapping[str, Any]):
 
     def _new_user(self) -> str | None | EllipsisType:
         """Whose it is when it is saved; ``...``: whose it was."""
-        if self._binding is not None and not self._unconfirmed:
-            return self._binding.user
+        if (binding := self._confirmed()) is not None:
+            return binding.user
         return None if self._edits.wiped else ...
+
+    def _confirmed(self) -> Binding | None:
+        return None if self._unconfirmed else self._binding
 
     def _cannot_send_cookies(self) -> bool:
         """The response has started, or there is none."""
@@ -771,8 +774,8 @@ class Session(MutableMapping[str, Any]):
     def _user_token(self) -> str | None:
         if not self._loaded:
             self._load()
-        if self._binding is not None and not self._unconfirmed:
-            return self._binding.user
+        if (binding := self._confirmed()) is not None:
+            return binding.user
         return None if self._record is None or self._edits.wiped else self._record.user
 
     def _stored_or(self, read: Callable[[Record], float]) -> float:

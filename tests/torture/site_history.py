@@ -32,23 +32,19 @@ if PROVIDER == "sql":
     sessions.provider.create_tables()  # type: ignore[attr-defined]
 
 
-def stored() -> bool:
-    return session.commit()
-
-
 def put() -> bool:
     session[request.args["name"]] = int(request.args["number"])
-    return stored()
+    return session.commit()
 
 
 def add() -> bool:
     session.increment(request.args["name"], int(request.args["number"]))
-    return stored()
+    return session.commit()
 
 
 def drop() -> bool:
     session.pop(request.args["name"], None)
-    return stored()
+    return session.commit()
 
 
 def read() -> Any:
@@ -62,18 +58,18 @@ def logout() -> bool:
 
 def clear() -> bool:
     session.clear()
-    return stored()
+    return session.commit()
 
 
 def rename() -> str | None:
     session.regenerate()
-    return session.sid if stored() else None
+    return session.sid if session.commit() else None
 
 
 def login() -> str | None:
     before = session.created
     session.login(request.args["user"])
-    return session.sid if stored() and session.created == before else None
+    return session.sid if session.commit() and session.created == before else None
 
 
 JOBS: dict[str, Callable[[], Any]] = {

@@ -72,11 +72,7 @@ def _check_files(directory: str, me: int) -> None:
 def _refusal(directory: str, why: str, *cures: str) -> ConfigError:
     inner = os.path.join(directory, "sessions")
     ways = [*cures, f'take a directory in it, which is made for this user alone: "{inner}"']
-    return ConfigError(f"SESSION_DIR: {directory} {why}. {_sentence('; or '.join(ways))}.")
-
-
-def _sentence(text: str) -> str:
-    return text if text.startswith("chmod") else text[0].upper() + text[1:]
+    return ConfigError(f"SESSION_DIR: {directory} {why}. To mend it: {'; or '.join(ways)}.")
 
 
 def _user(number: int) -> str:

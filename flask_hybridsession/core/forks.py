@@ -10,9 +10,10 @@ from __future__ import annotations
 import mmap
 import os
 import sys
-import threading
 from collections.abc import Callable
 from typing import Any
+
+from .locks import Lock
 
 #: Linux's MADV_WIPEONFORK: a child finds zeros, however it was made. Python does not name it.
 _WIPE_ON_FORK = 18
@@ -47,7 +48,7 @@ ours = _page()
 ours[0] = 1
 _functions: list[Callable[[], None]] = []
 #: By process: one from before the fork may be held by a thread that is not here.
-_locks: dict[int, threading.Lock] = {}
+_locks: dict[int, Lock] = {}
 
 
 def in_child(function: Callable[[], None]) -> Callable[[], None]:
@@ -69,7 +70,7 @@ def look() -> None:
 def begin_anew() -> None:
     """Let go of what was the parent's. One thread does, the others wait for it."""
     me = os.getpid()
-    with _locks.setdefault(me, threading.Lock()):
+    with _locks.setdefault(me, Lock()).take():
         if ours[0]:
             return
         for function in _functions:

@@ -38,25 +38,24 @@ def problems(store: Store) -> list[str]:
 def faults(store: Store) -> list[str]:
     """What is wrong with the log and the image that are in use."""
     for _ in range(_TRIES):
-        begin = store.enter()
+        image = store.hold()
         try:
-            txn = begin()
+            txn = image.begin()
             try:
                 meta = read_meta(txn)
                 log = Log.open(store.path("log"))
                 if meta is not None and log is not None and meta.is_beside(log):
-                    return _compare(store, txn, meta, log)
+                    return _compare(image, txn, meta, log)
             finally:
                 txn.abort()
         except (lmdb.Error, CorruptData) as error:
             return [f"image: it cannot be read: {error}"]
-        finally:
-            store.tickets.append(begin)
         # A compaction may have put a new log there since the transaction began.
+        del image, txn
     return ["log: it is lost, or not the one that the image was made from"]
 
 
-def _compare(store: Store, txn: Any, meta: Meta, log: Log) -> list[str]:
+def _compare(image: Image, txn: Any, meta: Meta, log: Log) -> list[str]:
     texts = []
     size = log.size()
     if size < meta.position:
@@ -69,12 +68,12 @@ def _compare(store: Store, txn: Any, meta: Meta, log: Log) -> list[str]:
             f"and should at {meta.position} with {meta.sequence}"
         )
     damaged = bool(texts)
-    stored = dict(store.image.scan(txn))
+    stored = dict(image.scan(txn))
     wrong = _different(stored, found, damaged)
     texts += [f"image: session {key.hex()[:12]}... {why}" for key, why in islice(wrong, _NAMED)]
     if more := sum(1 for _ in wrong):
         texts.append(f"image: and {more} more")
-    return texts + _index_problems(store.image, txn, stored)
+    return texts + _index_problems(image, txn, stored)
 
 
 def _different(

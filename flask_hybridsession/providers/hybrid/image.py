@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
+from copy import copy
 from hashlib import sha256
 from math import inf
 from struct import Struct, unpack_from
 from typing import Any, NamedTuple
-from weakref import WeakSet
+from weakref import ref
 from zlib import crc32
 
 import lmdb
@@ -160,11 +161,11 @@ class Image:
         self, path: str, space: int = _SPACE, readers: int = 2048, create: bool = True
     ) -> None:
         self.path = path
+        self._note()
         _allocate_lock(f"{path}-lock", readers)
         self.env = _open(path, space, readers, create)
         self.identities = [identity(name) for name in self._files()]
         self.inode = os.stat(path).st_ino
-        _images.add(self)
         self.begin = self.env.begin
         self.sessions, self.deadlines, self.users, self.aliases, self.locks = map(
             self.env.open_db, _DATABASES
@@ -183,7 +184,17 @@ class Image:
     def close(self) -> None:
         """Let go of the file. No transaction may be open."""
         self.env.close()
-        _images.discard(self)
+        _images.pop(id(self), None)
+
+    def again(self) -> Image:
+        """The same one, for who has it alone once nobody has this one."""
+        other = copy(self)
+        other._note()
+        return other
+
+    def _note(self) -> None:
+        number = id(self)
+        _images[number] = ref(self, lambda _: _images.pop(number, None))
 
     def meta(self) -> Meta | None:
         """Where the image stands, or None while it is being made."""
@@ -367,13 +378,26 @@ class Image:
             self.env.set_mapsize(before * 2)
 
 
-_images: WeakSet[Image] = WeakSet()
+#: Those that are open in this process.
+_images: dict[int, ref[Image]] = {}
+
+
+def open_images(path: str, besides: Image | None) -> list[ref[Image]]:
+    """Those of a file that are open, or on their way to it, in this process."""
+    found = []
+    for there in list(_images.values()):
+        image = there()
+        if image is not None and image is not besides and image.path == path:
+            found.append(there)
+    return found
 
 
 @forks.in_child
 def _leave_all() -> None:
-    for image in list(_images):
-        leave(image.env, image.identities)
+    for there in list(_images.values()):
+        image = there()
+        if image is not None and hasattr(image, "identities"):
+            leave(image.env, image.identities)
     _images.clear()
 
 

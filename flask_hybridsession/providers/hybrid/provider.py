@@ -109,21 +109,16 @@ class HybridProvider(Provider, Lists, Users, Locks, Reports, Checks, Compacts):
         raw = _unhex(key)
         if not ours[0]:
             begin_anew()
-        try:
-            begin = store.tickets.pop()
-        except IndexError:
-            begin = store.enter()
-        try:
-            if store.view[EPOCH] != store.epoch:
-                blob = None
-            else:
-                txn = begin(store.image.sessions)
+        blob = None
+        image = store.image  # it is not closed while it is in hand
+        if image is not None and store.view[EPOCH] == store.epoch:
+            try:
+                txn = image.begin(image.sessions)
                 blob = txn.get(raw)
                 txn.abort()
-        except lmdb.Error:
-            blob = None  # read again below, with all the care
-        finally:
-            store.tickets.append(begin)
+            except lmdb.Error:
+                pass  # it is read again below, with all the care
+            del image
         if blob is None:
             return store.read(_find, raw, now)
         record = decode(raw, blob).record

@@ -19,14 +19,26 @@ from errno import EACCES, EDQUOT, ENOSPC
 from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
 from math import inf
 from typing import Any, NamedTuple, TypeVar
+from weakref import WeakSet
 
 import lmdb
 
 from ...core import clock, forks, threads
 from ...core.errors import ConfigError, CorruptData, ProviderUnavailable
+from ...core.locks import Bell, Hold, Lock, wait_until_gone
 from . import compact as _compact
 from .frame import pack_parts
-from .image import FIXED, META, Image, Meta, boot_id, pack_place, read_meta, unpack_place
+from .image import (
+    FIXED,
+    META,
+    Image,
+    Meta,
+    boot_id,
+    open_images,
+    pack_place,
+    read_meta,
+    unpack_place,
+)
 from .log import Log, identity, make_private, remove
 from .opening import Opening, is_newer, synced
 from .recovery import replay
@@ -48,6 +60,8 @@ _NOTICED = 3.0
 #: Seconds in which two changes of a directory may get the same time: file systems take that of the
 #: kernel's last tick.
 _TICK = 0.05
+#: Seconds that one who ends, or forks, waits for threads of this process.
+_PARTING = 10.0
 #: Seconds that a new provider waits for another worker that recovers the store.
 _RECOVERY = 120.0
 
@@ -105,17 +119,6 @@ class Turn:
         self.frames.append(frame)
 
 
-#: What threads of a store wait for one another with.
-_LOCKS: dict[str, Callable[[], Any]] = {
-    "_building": lambda: threading.Lock(),
-    "_gate": lambda: threading.Lock(),
-    "_mutex": lambda: threading.RLock(),
-    "_sync_lock": lambda: threading.Lock(),
-    "_wake": lambda: threading.Event(),
-    "_stop": lambda: threading.Event(),
-}
-
-
 class Store:
     """See the module."""
 
@@ -137,15 +140,17 @@ class Store:
         # The words that were in use before: to open anew is not to come as the first one.
         self._stay: Any = None
         self.epoch = -1
-        # A reader takes a ticket and gives it back: who holds all of them is alone.
-        self.tickets: list[Callable[..., Any]] = []
-        self._made = 0
-        for name in _LOCKS:
-            vars(self).pop(name, None)
-        self._busy = self._leaving = False
+        # Who has it may write, open and close. Other processes are kept out by ``_lock_fd``.
+        self._turns = Lock(lost=self._unlock)
+        self._syncs = Lock()
+        self._builds = Lock()
+        self._starts = Lock()
+        self._paused: list[Hold] = []
+        self._leaving = self._ended = False
         self._lock_fd = -1
-        self._held: set[int] = set()
+        self._locked: WeakSet[_LockFile] = WeakSet()
         self._unsynced = False
+        self._bell: Bell | None = None
         self._keeper: threading.Thread | None = None
         self._compactor: threading.Thread | None = None
         self._compact_at: float = inf
@@ -158,87 +163,78 @@ class Store:
         self._settled_at = inf
         self.syncing = getattr(self, "syncing", False)
 
-    def __getattr__(self, name: str) -> Any:
-        # Made when first used: after a fork, gevent may take over before that, and not before.
-        if name not in _LOCKS:
-            raise AttributeError(name)
-        return vars(self).setdefault(name, _LOCKS[name]())
-
     def path(self, name: str) -> str:
         """A file in the directory."""
         return os.path.join(self.directory, name)
 
     # Readers
 
-    def enter(self) -> Callable[..., Any]:
-        """A ticket: the function that begins a transaction. Append it to ``tickets`` afterwards."""
+    def hold(self) -> Image:
+        """The image, which is not closed while anybody has it in hand. Let go of it soon."""
         forks.look()
-        while True:
-            if self.image is None or self.view[EPOCH] != self.epoch:
-                self._ready()
-            try:
-                return self.tickets.pop()
-            except IndexError:
-                pass
-            if self._keeper is None:
-                self._keep()
-            with self._gate:
-                if self.image is not None:
-                    self._made += 1
-                    return self.image.begin  # type: ignore[no-any-return]
+        for _ in range(_TRIES):
+            image: Image | None = self.image
+            if image is not None and self.view[EPOCH] == self.epoch:
+                return image
+            del image
+            self._ready()
+        raise _restless()
 
     def read(self, work: Callable[..., T], *args: Any) -> T:
         """Call ``work(txn, image, *args)`` with a view of the image that does not change."""
-        forks.look()
         for _ in range(_TRIES):
-            begin = self.enter()
+            image: Image | None = self.hold()
+            if self._keeper is None:
+                self._keep()
             repair: Callable[[], None] = self._ready
             try:
-                if self.view[EPOCH] == self.epoch:
-                    txn = begin()
-                    try:
-                        return work(txn, self.image, *args)
-                    finally:
-                        txn.abort()
+                txn = image.begin()  # type: ignore[union-attr]
+                try:
+                    return work(txn, image, *args)
+                finally:
+                    txn.abort()
+                    del txn
             except lmdb.MapResizedError:
                 repair = self._grow
             except lmdb.BadRslotError:  # a child that was forked behind our back closed the image
                 repair = self._shut
             except lmdb.ReadersFullError as error:
-                self.image.env.reader_check()
+                image.env.reader_check()  # type: ignore[union-attr]
                 raise self.down(error) from error
             except lmdb.Error as error:
                 raise self.down(error) from error
-            finally:
-                self.tickets.append(begin)
+            image = None
             repair()
-        raise ProviderUnavailable("the session store does not come to rest")
+        raise _restless()
 
     def meta(self) -> Meta:
         """Where the image stands."""
         return self.read(_meta)
 
-    def _drain(self) -> None:
-        """Take all tickets: from here on nobody reads. The mutex is held."""
-        got = 0
-        while got < self._made:
-            try:
-                self.tickets.pop()
-                got += 1
-            except IndexError:
-                time.sleep(0.0002)
-        self._made = 0
+    def _withdraw(self) -> Image | None:
+        """Take the image from the readers, and wait for those who have it in hand.
+
+        What was taken before, and was never closed, is waited for too.
+        """
+        image: Image | None = self.image
+        mine = None if image is None else image.again()
+        self.image = image = None
+        others = open_images(self.path("image"), mine)
+        if any(other() is not None for other in others):
+            wait_until_gone(others, self.tuning.patience)
+        return mine
 
     def _grow(self) -> None:
-        with self._mutex, self._gate:
-            if self.image is not None:
-                self._drain()
-                try:
-                    self.image.grow()
-                except lmdb.Error as error:
-                    self.image.close()
-                    self.image = None
-                    raise self.down(error) from error
+        with self._turns.take(self.tuning.patience):
+            image = self._withdraw()
+            if image is None:
+                return
+            try:
+                image.grow()
+                self.image = image
+            except lmdb.Error as error:
+                image.close()
+                raise self.down(error) from error
 
     # Writers
 
@@ -253,11 +249,12 @@ class Store:
                 result, sequence = self._turn(work, args)
                 break
             except (lmdb.MapFullError, lmdb.MapResizedError):
-                self._grow()
+                repair = self._grow
             except _Moved:
-                self._shut()
+                repair = self._shut
             except (OSError, lmdb.Error) as error:
                 raise self.down(error) from error
+            repair()  # not before: the error has what the turn had in hand
         if self._keeper is None:
             self._keep()
         if sequence:
@@ -265,7 +262,8 @@ class Store:
                 self.sync(sequence)
             elif self.syncing and not self._unsynced:
                 self._unsynced = True
-                self._wake.set()
+                if self._bell is not None:
+                    self._bell.ring()
         if self._compact_here:
             self._compact_here = False
             self._compact_once()
@@ -290,30 +288,29 @@ class Store:
         if self._lock_fd < 0:
             self._ready()
         try:
-            fd = os.open(self.path(name), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            file = _LockFile(self.path(name))
         except OSError as error:
             raise self.down(error) from error
-        self._held.add(fd)
+        self._locked.add(file)
         try:
-            yield fd
+            yield file.fd
         finally:
-            self._held.discard(fd)
-            flock(fd, LOCK_UN)  # not by closing alone: a child forked meanwhile has the file too
-            os.close(fd)
+            file.close()
 
     def _turn(self, work: Callable[..., T], args: tuple[Any, ...]) -> tuple[T, int]:
-        if not self._mutex.acquire(timeout=self.tuning.patience):
-            raise ProviderUnavailable("another thread of this worker is writing for too long")
+        turns = self._turns
+        hold = turns.take(self.tuning.patience)
         try:
-            if self._busy:
-                raise ProviderUnavailable("this very thread is in the middle of a write")
-            try:
-                self._busy = True
-                return self._alone(work, args)
-            finally:
-                self._busy = False
+            turns.holder = threading.get_ident()
+            return self._alone(work, args)
         finally:
-            self._mutex.release()
+            turns.holder = 0
+            turns.free.append(hold)
+
+    def _unlock(self) -> None:
+        """Let the other processes in: also when a turn was lost."""
+        if self._lock_fd >= 0 and forks.ours[0]:
+            flock(self._lock_fd, LOCK_UN)
 
     def _alone(self, work: Callable[..., T], args: tuple[Any, ...]) -> tuple[T, int]:
         txn = None
@@ -335,7 +332,7 @@ class Store:
                 txn = self.image.begin(write=True)
                 place = self._place(txn)
                 if place is None:
-                    raise ProviderUnavailable("the session store does not come to rest")
+                    raise _restless()
             position, sequence, number, chain = place
             log, view = self.log, self.view
             turn = Turn(txn, self.image, log, sequence, view[SYNCED], chain)
@@ -353,7 +350,7 @@ class Store:
             txn.commit()
             view[SEEN] = turn.sequence
             if position > self._compact_at:
-                self._start_compaction()
+                self._start_compaction(position)
             return result, turn.sequence if turn.frames else 0
         except BaseException:
             if txn is not None:
@@ -362,8 +359,7 @@ class Store:
                 self._cut_back()
             raise
         finally:
-            if self._lock_fd >= 0:
-                flock(self._lock_fd, LOCK_UN)
+            self._unlock()
 
     def _look(self) -> None:
         """Notice files that were deleted, moved or replaced: that changes the directory's time."""
@@ -503,7 +499,7 @@ class Store:
         the file system does in one go: to wait for another worker's turn would take longer.
         """
         forks.look()
-        with self._sync_lock:
+        with self._syncs.take():
             view = self.view
             if (view is None or view[SYNCED] < sequence) and self._sync_now() < sequence:
                 raise ProviderUnavailable("what was written cannot be brought to the disk")
@@ -539,23 +535,27 @@ class Store:
     # The keeper: one thread per process
 
     def _keep(self) -> None:
-        with self._gate:
+        hold = self._starts.try_take()
+        if hold is None:
+            return  # another thread is at it
+        with hold:
             # While it closes, and so at the end of the interpreter, no thread may begin.
-            if self._keeper is None and not self._stop.is_set() and threads.may_start():
-                self._keeper = threading.Thread(
+            if self._keeper is None and not self._ended and threads.may_start():
+                self._bell = self._bell or Bell()
+                thread = threading.Thread(
                     target=self._look_after, name="hybridsession-keeper", daemon=True
                 )
-                self._keeper.start()
+                thread.start()
+                self._keeper = thread
 
     def _look_after(self) -> None:
         """Sync what nobody waits for, and notice when the files are not ours any more."""
-        interval = self.tuning.sync_interval
-        while not self._stop.is_set():
-            woken = self._wake.wait(max(1.0, interval))
-            self._wake.clear()
-            if woken and self.syncing:
-                self._stop.wait(interval / 2)
-            if self._stop.is_set():
+        self._keeper = me = threading.current_thread()
+        bell, interval = self._bell, self.tuning.sync_interval
+        while not self._ended and self._keeper is me and bell is not None:
+            if bell.wait(max(1.0, interval)) and self.syncing:
+                self._rest(interval / 2)
+            if self._ended:
                 return
             try:
                 if self.syncing:
@@ -568,14 +568,20 @@ class Store:
                 logger.error("the session store's keeper failed: %s", error)
                 self._unsynced = False
 
+    def _rest(self, seconds: float) -> None:
+        """Sleep, unless the store is closed meanwhile."""
+        end = time.monotonic() + seconds
+        while self._bell is not None and not self._ended and (left := end - time.monotonic()) > 0:
+            self._bell.wait(left)
+
     def _watch(self) -> None:
-        with self._mutex:
+        with self._turns.take(self.tuning.patience):
             if self.image is None:
                 return
             try:
                 self._check_directory()
             except _Moved:
-                self._shut()
+                self._shut_files()
                 return
             well = self._in_place() and self._is_of_one_mind()
         if not well:
@@ -596,8 +602,9 @@ class Store:
             return True  # nothing was told; who reads is told of it too
         return meta is not None and bool(log.chain_at(meta.position) == meta.chain)
 
-    def _start_compaction(self) -> None:
-        self._compact_at = inf
+    def _start_compaction(self, position: int) -> None:
+        # Who opens what is there after it plans the next one.
+        self._compact_at = position * 1.1 + self.tuning.compact_bytes
         if not threads.may_start():
             self._compact_here = True  # when the turn is over
             return
@@ -608,27 +615,20 @@ class Store:
 
     def _compact_once(self) -> None:
         try:
-            if _compact.compact(self):
-                return  # who opens what is there now plans the next one
+            _compact.compact(self)
         except Exception as error:
             logger.error("the session log could not be compacted: %s", error)
-        if self._compact_at == inf and self.image is not None:
-            position = self.meta().position
-            self._compact_at = position * 1.1 + self.tuning.compact_bytes
 
-    @contextmanager
-    def building(self) -> Iterator[None]:
+    def building(self) -> Hold:
         """While another image than ours is open. It must not cross a fork either.
 
         Raises ``BlockingIOError`` when another thread is at it, or forks.
         """
         forks.look()
-        if not self._building.acquire(blocking=False):
+        hold = self._builds.try_take()
+        if hold is None:
             raise BlockingIOError
-        try:
-            yield
-        finally:
-            self._building.release()
+        return hold
 
     def linger(self, fd: int) -> None:
         """Close a file later: to free a large one takes long, and who does it must not be a writer.
@@ -643,7 +643,7 @@ class Store:
 
     def is_leaving(self) -> bool:
         """Whether this worker is about to fork or to end: what takes long is given up."""
-        return self._leaving or self._stop.is_set()
+        return self._leaving or self._ended
 
     # Opening and closing
 
@@ -684,7 +684,7 @@ class Store:
 
     def _ready(self) -> None:
         """Be open. While another worker recovers the store, wait for it."""
-        with self._mutex:
+        with self._turns.take(self._waits):
             if self._lock_fd < 0:
                 self._prepare()
             try:
@@ -693,12 +693,11 @@ class Store:
                 if self.image is None or self.view[EPOCH] != self.epoch:
                     self._open()
             except _Moved:
-                self._shut()
+                self._shut_files()
             except (OSError, lmdb.Error) as error:
                 raise self.down(error) from error
             finally:
-                if self._lock_fd >= 0:
-                    flock(self._lock_fd, LOCK_UN)
+                self._unlock()
 
     def _open(self, doubted: bool = False) -> None:
         """Open the files as the only writer, and recover them when that is needed."""
@@ -712,53 +711,55 @@ class Store:
         if not os.path.exists(self.path("image-lock")):
             next_epoch(words.view)  # who has a deleted one open must not go on with it
         image, log = opening.choose()
-        with self._gate:
-            self.words, self.view, self.log = words, words.view, log
-            self.epoch = words.view[EPOCH]
-            self.image = image
+        self.words, self.view, self.log = words, words.view, log
+        self.epoch = words.view[EPOCH]
+        self.image = image  # last: from here on it is read
         self._stay = None
         if not self._adopt(log, image.stands()):
             self._mend()
 
     def _close_files(self) -> None:
-        with self._gate:
-            self._drain()
-            if self.image is not None:
-                self.image.close()
-            self.image = self.log = None
-            self._stay = self.words or self._stay
-            self.words = self.view = None
-            self._beside = b""
-            self.epoch = -1
+        image = self._withdraw()
+        if image is not None:
+            image.close()
+        self.log = None
+        self._stay = self.words or self._stay
+        self.words = self.view = None
+        self._beside = b""
+        self.epoch = -1
 
     def _shut(self) -> None:
         """Let go of everything; the next call opens what is there then."""
-        with self._mutex:
-            self._close_files()
-            fd, self._lock_fd = self._lock_fd, -1
-            if fd >= 0:
-                os.close(fd)
+        with self._turns.take(self.tuning.patience):
+            self._shut_files()
+
+    def _shut_files(self) -> None:
+        self._close_files()
+        fd, self._lock_fd = self._lock_fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def close(self) -> None:
         """Sync and close. A later call would open again."""
         forks.look()
-        self._stop.set()
-        self._wake.set()
+        self._ended = True
+        if self._bell is not None:
+            self._bell.ring()
         for thread in (self._keeper, self._compactor):
             if thread is not None and thread is not threading.current_thread():
-                thread.join()
+                thread.join(_PARTING)
         try:
             if self.syncing:
                 self.flush()
         finally:
             self._leave()
             self._let_go()
-            self._keeper = self._compactor = None
-            self._stop.clear()
+            self._keeper = self._compactor = self._bell = None
+            self._ended = False
 
     def _leave(self) -> None:
         """Close, and let the next one who opens the image know it again."""
-        with self._mutex:
+        with self._turns.take(self.tuning.patience):
             replaced = self.image is not None and not self._in_place()
             self._close_files()
             words, self._stay = self._stay, None
@@ -772,24 +773,22 @@ class Store:
             except (OSError, ConfigError, ProviderUnavailable):
                 pass  # then it is made again
             finally:
-                if self._lock_fd >= 0:
-                    flock(self._lock_fd, LOCK_UN)
-                self._shut()
+                self._unlock()
+                self._shut_files()
 
     def pause(self) -> None:
         """Finish and close, and let nobody begin anything before ``resume``."""
         self._leaving = True
-        self._building.acquire()
-        self._sync_lock.acquire()
-        self._mutex.acquire()
-        self._shut()
+        for lock in (self._builds, self._syncs, self._turns):
+            self._paused.append(lock.take(_PARTING))
+        self._shut_files()
 
     def resume(self) -> None:
         """Go on: the next call opens the files again."""
         self._leaving = False
-        self._mutex.release()
-        self._sync_lock.release()
-        self._building.release()
+        while self._paused:
+            with self._paused.pop():
+                pass
 
     def forget(self) -> None:
         """In a forked child: begin anew with the next call.
@@ -797,11 +796,36 @@ class Store:
         Locks are left as they are: to unlock one would unlock it for the parent, and to keep its
         file open would keep it locked when the parent is gone.
         """
-        held = self._held | ({self._lock_fd} - {-1})
+        locked, fd = list(self._locked), self._lock_fd
         self._let_go()
         self._reset()
-        for fd in held:
+        for file in locked:
+            file.forget()
+        if fd >= 0:
             os.close(fd)
+
+
+class _LockFile:
+    """An open file to lock. Its lock goes with it."""
+
+    def __init__(self, path: str) -> None:
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            # Not by closing alone: a child that was forked meanwhile has the file too.
+            flock(self.fd, LOCK_UN)
+            self.forget()
+
+    def forget(self) -> None:
+        """Close it in a child, where the lock is the parent's."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        if getattr(self, "fd", -1) >= 0:
+            self.close()
 
 
 def take(fd: int, patience: float, pause: float = 0.0) -> None:
@@ -830,6 +854,10 @@ def take(fd: int, patience: float, pause: float = 0.0) -> None:
 
 class _Moved(Exception):
     """The directory is not the one that was opened."""
+
+
+def _restless() -> ProviderUnavailable:
+    return ProviderUnavailable("the session store does not come to rest")
 
 
 def _meta(txn: Any, image: Image) -> Meta:

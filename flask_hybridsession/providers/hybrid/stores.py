@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import atexit
 import os
-import threading
 from collections import deque
 from typing import Any
 
 from ...core import clock, forks
 from ...core.errors import ProviderUnavailable
+from ...core.locks import Hold, Lock
 from .store import Store, Tuning
 
 _stores: dict[str, Store] = {}
 # Stores of providers that nobody closed before they were let go of. Closed by the next to open one:
 # the garbage collector may come by in the middle of anything.
 _abandoned: deque[Store] = deque()
-_guard = threading.RLock()
+_guard = Lock()
+#: The guard, during a fork.
+_paused: list[Hold] = []
 
 
 class Closed:
@@ -36,7 +38,7 @@ def acquire(directory: str, tuning: Tuning) -> Store:
     while _abandoned:
         release(_abandoned.popleft())
     path = os.path.realpath(directory)
-    with _guard:
+    with _guard.take():
         store = _stores.get(path)
         if store is None:
             store = _stores[path] = Store(path, tuning)
@@ -49,7 +51,7 @@ def acquire(directory: str, tuning: Tuning) -> Store:
 def release(store: Store) -> None:
     """The last one to leave closes the files."""
     forks.look()
-    with _guard:
+    with _guard.take():
         store.users -= 1
         if not store.users:
             del _stores[store.directory]
@@ -71,7 +73,7 @@ def _flush_all() -> None:
 def _before_fork() -> None:
     """Close all: nothing of LMDB may cross a fork, not even a reader's slot. Reopened when used."""
     forks.look()
-    _guard.acquire()
+    _paused.append(_guard.take())
     for store in _stores.values():
         store.pause()
 
@@ -79,13 +81,16 @@ def _before_fork() -> None:
 def _after_fork_in_parent() -> None:
     for store in _stores.values():
         store.resume()
-    _guard.release()
+    while _paused:
+        with _paused.pop():
+            pass
 
 
 @forks.in_child
 def _after_fork_in_child() -> None:
     global _guard
-    _guard = threading.RLock()
+    _guard = Lock()
+    _paused.clear()
     for store in _stores.values():
         store.forget()
 

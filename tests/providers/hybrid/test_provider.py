@@ -476,7 +476,7 @@ def test_never_does_not_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     provider.count(NOW)
     left = fail_syncs(monkeypatch, 1000)
     create(provider, 1)
-    assert not provider._store._wake.is_set(), "nobody is woken for nothing"
+    assert not provider._store._bell.wait(0), "nobody is woken for nothing"
     provider.close()
     assert left[0] == 1000
 

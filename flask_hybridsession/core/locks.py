@@ -1,0 +1,209 @@
+"""Locks that an interrupted thread does not take with it.
+
+An exception may come between any two steps of a thread: the handler of a signal raises one, or
+another thread asks for it. It may come between ``acquire()`` and ``try``, or on the way out of a
+``with`` before ``__exit__`` is called; then a lock of ``threading`` is held for ever. Here who has
+a lock has an object in hand, and when that object is gone, so is the hold.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from inspect import CO_GENERATOR
+from types import FrameType
+from typing import Any
+from weakref import ref
+
+from .errors import ProviderUnavailable
+
+#: Seconds that one waits who does not say how long.
+_PATIENCE = 60.0
+#: Seconds between two tries, at most.
+_PAUSE = 0.0005
+#: Seconds after which one who waits is let in before those who come by.
+_HUNGER = 0.003
+#: Seconds after which one who waits looks for holds that ended calls have kept.
+_DOUBT = 0.05
+
+
+class Hold:
+    """The right to go on: ``with lock.take():``, or give it back to ``lock.free`` by hand."""
+
+    __slots__ = ("__weakref__", "_lock")
+
+    def __init__(self, lock: ref[Lock]) -> None:
+        self._lock = lock
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        lock = self._lock()
+        if lock is not None:
+            lock.free.append(self)
+
+    def __del__(self) -> None:
+        lock = self._lock()
+        if lock is not None:
+            lock._lose()
+
+
+class Lock:
+    """Held by one thread at a time, or by ``number`` of them; not to be nested.
+
+    ``lost`` is called for a hold that was not given back, before it is free again: by whichever
+    thread notices, so it may not wait.
+    """
+
+    def __init__(self, number: int = 1, lost: Callable[[], object] | None = None) -> None:
+        self._lost = lost
+        self._self = ref(self)
+        self._number = number
+        #: What can be had. ``free.pop()`` takes, ``free.append(hold)`` gives back.
+        self.free: list[Hold] = []
+        self._known: list[ref[Hold]] = []
+        #: The thread that has it, if it says so: it would wait for itself.
+        self.holder = 0
+        # Who has waited for long: threads in a tight loop would keep him out for ever.
+        self._hungry: ref[_Wait] | None = None
+        for _ in range(number):
+            self._renew()
+
+    def _renew(self) -> None:
+        hold = Hold(self._self)
+        self._known = [known for known in self._known if known() is not None] + [ref(hold)]
+        self.free.append(hold)
+
+    def _lose(self) -> None:
+        try:
+            if self._lost is not None:
+                self._lost()
+        finally:
+            self.holder = 0
+            self._renew()
+
+    def is_free(self) -> bool:
+        """Whether nobody holds it at the moment."""
+        return len(self.free) >= self._number
+
+    def try_take(self) -> Hold | None:
+        """A hold, if one is free."""
+        try:
+            return self.free.pop()
+        except IndexError:
+            return None
+
+    def take(self, patience: float = _PATIENCE) -> Hold:
+        """Wait for a hold, ``patience`` seconds at most; then raise ``ProviderUnavailable``."""
+        if self._hungry is None:
+            try:
+                return self.free.pop()
+            except IndexError:
+                pass
+        return self._wait(patience)
+
+    def _wait(self, patience: float) -> Hold:
+        wait = _Wait(patience)
+        while True:
+            wait.sleep()
+            first = self._hungry and self._hungry()
+            if first is None or first is wait:
+                try:
+                    hold = self.free.pop()
+                except IndexError:
+                    if wait.seconds() > _HUNGER:
+                        self._hungry = ref(wait)
+                else:
+                    self._hungry = None
+                    return hold
+            if wait.is_in_doubt():
+                clear_frames(*self._known)
+                if self.holder == threading.get_ident() and not self.free:
+                    raise ProviderUnavailable("this very thread is in the middle of a write")
+            if wait.is_over():
+                raise ProviderUnavailable("another thread of this process takes too long")
+
+
+class _Wait:
+    """One who waits: ever longer naps, and a look at what is wrong now and then."""
+
+    __slots__ = ("__weakref__", "_begun", "_looks_at", "_patience", "_pause")
+
+    def __init__(self, patience: float) -> None:
+        self._begun = time.monotonic()
+        self._patience = patience
+        self._looks_at = self._begun + min(_DOUBT, patience)
+        self._pause = 0.0
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._begun
+
+    def sleep(self) -> None:
+        time.sleep(self._pause)
+        self._pause = min(_PAUSE, self._pause * 1.1 or 0.00002)
+
+    def is_in_doubt(self) -> bool:
+        """Whether it is time to look for what ended calls have kept: ever more seldom."""
+        now = time.monotonic()
+        if now < self._looks_at:
+            return False
+        self._looks_at = now + (now - self._begun)
+        return True
+
+    def is_over(self) -> bool:
+        return self.seconds() > self._patience
+
+
+def wait_until_gone(things: list[ref[Any]], patience: float) -> None:
+    """Wait until nobody has any of these in hand. Raises ``ProviderUnavailable``."""
+    wait = _Wait(patience)
+    while any(thing() is not None for thing in things):
+        wait.sleep()
+        if wait.is_in_doubt():
+            clear_frames(*things)
+        elif wait.is_over():
+            raise ProviderUnavailable("another thread of this process takes too long")
+
+
+def clear_frames(*things: ref[Any]) -> None:
+    """Let go of what only calls that have ended have in hand: a traceback that is kept keeps them.
+
+    A call that goes on keeps what it has.
+    """
+    for thing in things:
+        if thing() is not None:
+            _clear(thing())
+
+
+def _clear(thing: Any, depth: int = 2) -> None:
+    for referrer in gc.get_referrers(thing):
+        if isinstance(referrer, FrameType):
+            if not referrer.f_code.co_flags & CO_GENERATOR:  # one goes with who iterates
+                with suppress(RuntimeError):  # it is running
+                    referrer.clear()
+        elif depth > 1 and type(referrer).__module__.startswith(_OURS):
+            _clear(referrer, depth - 1)
+
+
+_OURS = __name__.partition(".")[0]
+
+
+class Bell:
+    """Wakes one thread that sleeps. To ring it takes no lock that could be kept."""
+
+    def __init__(self) -> None:
+        self._silence = threading.Lock()
+        self._silence.acquire()
+
+    def ring(self) -> None:
+        """Wake it, or keep it from the next sleep."""
+        with suppress(RuntimeError):  # it rings already
+            self._silence.release()
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep, but ``seconds`` at most; whether the bell rang."""
+        return self._silence.acquire(timeout=max(0.0, min(seconds, threading.TIMEOUT_MAX)))

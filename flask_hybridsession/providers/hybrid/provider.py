@@ -118,7 +118,7 @@ class HybridProvider(Provider, Lists, Users, Locks, Reports, Checks, Compacts):
                 txn.abort()
             except lmdb.Error:
                 pass  # it is read again below, with all the care
-            del image
+        image = None
         if blob is None:
             return store.read(_find, raw, now)
         record = decode(raw, blob).record

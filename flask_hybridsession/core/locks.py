@@ -9,12 +9,12 @@ a lock has an object in hand, and when that object is gone, so is the hold.
 from __future__ import annotations
 
 import gc
+import os
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from inspect import CO_GENERATOR
-from types import FrameType
+from types import FrameType, GeneratorType
 from typing import Any
 from weakref import ref
 
@@ -65,7 +65,6 @@ class Lock:
         self._number = number
         #: What can be had. ``free.pop()`` takes, ``free.append(hold)`` gives back.
         self.free: list[Hold] = []
-        self._known: list[ref[Hold]] = []
         #: The thread that has it, if it says so: it would wait for itself.
         self.holder = 0
         # Who has waited for long: threads in a tight loop would keep him out for ever.
@@ -74,9 +73,7 @@ class Lock:
             self._renew()
 
     def _renew(self) -> None:
-        hold = Hold(self._self)
-        self._known = [known for known in self._known if known() is not None] + [ref(hold)]
-        self.free.append(hold)
+        self.free.append(Hold(self._self))
 
     def _lose(self) -> None:
         try:
@@ -121,7 +118,7 @@ class Lock:
                     self._hungry = None
                     return hold
             if wait.is_in_doubt():
-                clear_frames(*self._known)
+                clear_frames()
                 if self.holder == threading.get_ident() and not self.free:
                     raise ProviderUnavailable("this very thread is in the middle of a write")
             if wait.is_over():
@@ -164,32 +161,30 @@ def wait_until_gone(things: list[ref[Any]], patience: float) -> None:
     while any(thing() is not None for thing in things):
         wait.sleep()
         if wait.is_in_doubt():
-            clear_frames(*things)
+            clear_frames()
         elif wait.is_over():
             raise ProviderUnavailable("another thread of this process takes too long")
 
 
-def clear_frames(*things: ref[Any]) -> None:
-    """Let go of what only calls that have ended have in hand: a traceback that is kept keeps them.
+def clear_frames() -> None:
+    """Let go of what calls of this package that have ended have in hand.
 
-    A call that goes on keeps what it has.
+    A traceback that somebody keeps keeps their frames. A call that goes on keeps what it has, and
+    so does a generator that has only stopped.
     """
-    for thing in things:
-        if thing() is not None:
-            _clear(thing())
+    there = gc.get_objects()
+    stopped = {id(thing.gi_frame) for thing in there if isinstance(thing, GeneratorType)}
+    for thing in there:
+        if isinstance(thing, FrameType) and id(thing) not in stopped and _is_ours(thing):
+            with suppress(RuntimeError):  # it is running
+                thing.clear()
 
 
-def _clear(thing: Any, depth: int = 2) -> None:
-    for referrer in gc.get_referrers(thing):
-        if isinstance(referrer, FrameType):
-            if not referrer.f_code.co_flags & CO_GENERATOR:  # one goes with who iterates
-                with suppress(RuntimeError):  # it is running
-                    referrer.clear()
-        elif depth > 1 and type(referrer).__module__.startswith(_OURS):
-            _clear(referrer, depth - 1)
+def _is_ours(frame: FrameType) -> bool:
+    return frame.f_code.co_filename.startswith(_HERE)
 
 
-_OURS = __name__.partition(".")[0]
+_HERE = os.path.dirname(os.path.dirname(__file__))
 
 
 class Bell:

@@ -7,7 +7,6 @@ process; and what was stored is the state before or after.
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fcntl import LOCK_EX, LOCK_NB, flock
@@ -25,7 +24,7 @@ from flask_hybridsession.providers.hybrid import HybridProvider
 NOW = 1_700_000_000.0
 PACKAGE = str(Path(flask_hybridsession.__file__).parent)
 #: Every so many of the bytecodes are tried; all with --torture-minutes.
-STRIDE = 23
+STRIDE = 61
 
 
 class Interrupted(BaseException):
@@ -157,9 +156,9 @@ class Scene:
         assert record.values["n"] == b"%d" % self.number
 
 
-@pytest.fixture(params=["interval", "always"])
-def scene(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Scene]:
-    scene = Scene(tmp_path / "sessions", {"durability": request.param, "patience": 3.0})
+@pytest.fixture
+def scene(tmp_path: Path, durability: str) -> Iterator[Scene]:
+    scene = Scene(tmp_path / "sessions", {"durability": durability, "patience": 10.0})
     yield scene
     scene.provider.close()
 
@@ -171,7 +170,11 @@ WORKS = [
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # files left open
-@pytest.mark.parametrize("kept", [False, True], ids=["", "traceback-kept"])
+@pytest.mark.parametrize(
+    ("durability", "kept"),
+    [("interval", False), ("always", True)],
+    ids=["let go of", "traceback kept"],
+)
 @pytest.mark.parametrize("work", WORKS)
 def test_at_any_bytecode(scene: Scene, work: str, kept: bool, minutes: float) -> None:
     do = getattr(scene, work)

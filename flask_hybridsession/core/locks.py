@@ -22,7 +22,7 @@ from .errors import ProviderUnavailable
 
 #: Seconds that one waits who does not say how long.
 _PATIENCE = 60.0
-#: Seconds between two tries, at most.
+#: Seconds between two tries, at first at most.
 _PAUSE = 0.0005
 #: Seconds after which one who waits is let in before those who come by.
 _HUNGER = 0.003
@@ -44,6 +44,7 @@ class Hold:
     def __exit__(self, *_: object) -> None:
         lock = self._lock()
         if lock is not None:
+            lock.holder = 0
             lock.free.append(self)
 
     def __del__(self) -> None:
@@ -56,16 +57,23 @@ class Lock:
     """Held by one thread at a time, or by ``number`` of them; not to be nested.
 
     ``lost`` is called for a hold that was not given back, before it is free again: by whichever
-    thread notices, so it may not wait.
+    thread notices, so it may not wait. ``busy`` is what one is told who waited in vain.
     """
 
-    def __init__(self, number: int = 1, lost: Callable[[], object] | None = None) -> None:
+    def __init__(
+        self,
+        number: int = 1,
+        *,
+        lost: Callable[[], object] | None = None,
+        busy: str = "another thread of this process takes too long",
+    ) -> None:
         self._lost = lost
+        self._busy = busy
         self._self = ref(self)
         self._number = number
         #: What can be had. ``free.pop()`` takes, ``free.append(hold)`` gives back.
         self.free: list[Hold] = []
-        #: The thread that has it, if it says so: it would wait for itself.
+        #: The thread that has taken it last: it would wait for itself.
         self.holder = 0
         # Who has waited for long: threads in a tight loop would keep him out for ever.
         self._hungry: ref[_Wait] | None = None
@@ -98,9 +106,12 @@ class Lock:
         """Wait for a hold, ``patience`` seconds at most; then raise ``ProviderUnavailable``."""
         if self._hungry is None:
             try:
-                return self.free.pop()
+                hold = self.free.pop()
             except IndexError:
                 pass
+            else:
+                self.holder = threading.get_ident()
+                return hold
         return self._wait(patience)
 
     def _wait(self, patience: float) -> Hold:
@@ -116,13 +127,14 @@ class Lock:
                         self._hungry = ref(wait)
                 else:
                     self._hungry = None
+                    self.holder = threading.get_ident()
                     return hold
             if wait.is_in_doubt():
                 clear_frames()
-                if self.holder == threading.get_ident() and not self.free:
-                    raise ProviderUnavailable("this very thread is in the middle of a write")
+                if self.holder == threading.get_ident() and self._number == 1 and not self.free:
+                    raise ProviderUnavailable("this very thread is in the middle of it")
             if wait.is_over():
-                raise ProviderUnavailable("another thread of this process takes too long")
+                raise ProviderUnavailable(self._busy)
 
 
 class _Wait:
@@ -141,7 +153,7 @@ class _Wait:
 
     def sleep(self) -> None:
         time.sleep(self._pause)
-        self._pause = min(_PAUSE, self._pause * 1.1 or 0.00002)
+        self._pause = min(self._pause * 1.1 or 0.00002, max(_PAUSE, self.seconds() / 50))
 
     def is_in_doubt(self) -> bool:
         """Whether it is time to look for what ended calls have kept: ever more seldom."""

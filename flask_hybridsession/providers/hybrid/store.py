@@ -301,7 +301,6 @@ class Store:
         turns = self._turns
         hold = turns.take(self.tuning.patience)
         try:
-            turns.holder = threading.get_ident()
             return self._alone(work, args)
         finally:
             turns.holder = 0

@@ -43,24 +43,26 @@ def test_as_many_as_one_says() -> None:
 
 
 def test_a_hold_that_is_lost_is_given_back() -> None:
-    lost: list[int] = []
-    lock = Lock(lost=lambda: lost.append(1))
+    ended: list[int] = []
+    lock = Lock(after=lambda: ended.append(1))
+    for number in range(1, 4):
+        with lock.take():
+            assert not lock.is_free()
+        assert len(ended) == number
     lock.take()
-    assert lost == [1]
+    assert len(ended) == 4
     assert lock.is_free()
 
 
-def test_a_hold_that_is_given_back_is_not_lost() -> None:
-    lost: list[int] = []
-    lock = Lock(lost=lambda: lost.append(1))
-    for _ in range(3):
-        with lock.take():
-            assert not lock.is_free()
+def test_a_hold_outlives_its_lock() -> None:
+    ended: list[int] = []
+    lock = Lock(after=lambda: ended.append(1))
     hold = lock.take()
-    lock.free.append(hold)
-    del hold
     del lock
-    assert not lost
+    with hold:
+        pass
+    del hold
+    assert not ended
 
 
 def test_what_fails_when_a_hold_is_lost_keeps_nobody_out(
@@ -68,7 +70,7 @@ def test_what_fails_when_a_hold_is_lost_keeps_nobody_out(
 ) -> None:
     told: list[Any] = []
     monkeypatch.setattr("sys.unraisablehook", told.append)
-    lock = Lock(lost=lambda: 1 / 0)
+    lock = Lock(after=lambda: 1 / 0)
     lock.take()
     assert lock.is_free()
     assert len(told) == 1
@@ -135,7 +137,8 @@ def test_a_call_that_goes_on_keeps_what_it_has(monkeypatch: pytest.MonkeyPatch) 
         hold = lock.take()
         clear_frames()
         assert not lock.is_free()
-        lock.free.append(hold)
+        with hold:
+            pass
 
     running()
     generator = stopped()
@@ -171,3 +174,14 @@ def test_a_bell() -> None:
         bell.ring()
         assert task.result(30)
     assert not bell.wait(-1)
+
+
+def test_one_who_was_to_be_next_and_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = Lock()
+    kept = []
+    with lock.take(), ThreadPoolExecutor(1) as other:
+        kept.append(other.submit(lock.take, 0.2).exception(20))
+    begun = time.monotonic()
+    with lock.take(20):
+        assert time.monotonic() - begun < 10
+    assert "Unavailable" in repr(kept)

@@ -21,6 +21,7 @@ from .words import POISONED
 if TYPE_CHECKING:
     from .store import Store
 
+LOST = "log: it is lost, or not the one that the image was made from"
 _TRIES = 20
 #: Sessions named; of more only the number is told.
 _NAMED = 20
@@ -29,10 +30,10 @@ _NAMED = 20
 def problems(store: Store) -> list[str]:
     """What is wrong and where, in words, without values. Reads everything: not for every day."""
     texts = faults(store)
-    log = Log.open(store.path("log"))
+    log = Log.open(store.path("log"), readonly=True)
     if log is not None and store.view[POISONED] == log.generation:
         texts.append("log: the disk failed to sync it; the next write makes a new one")
-    return texts + _set_aside(store.directory)
+    return texts + set_aside(store.directory)
 
 
 def faults(store: Store) -> list[str]:
@@ -43,9 +44,9 @@ def faults(store: Store) -> list[str]:
             txn = begin()
             try:
                 meta = read_meta(txn)
-                log = Log.open(store.path("log"))
+                log = Log.open(store.path("log"), readonly=True)
                 if meta is not None and log is not None and meta.is_beside(log):
-                    return _compare(store, txn, meta, log)
+                    return compare(store.image, txn, meta, log)
             finally:
                 txn.abort()
         except (lmdb.Error, CorruptData) as error:
@@ -53,10 +54,11 @@ def faults(store: Store) -> list[str]:
         finally:
             store.tickets.append(begin)
         # A compaction may have put a new log there since the transaction began.
-    return ["log: it is lost, or not the one that the image was made from"]
+    return [LOST]
 
 
-def _compare(store: Store, txn: Any, meta: Meta, log: Log) -> list[str]:
+def compare(image: Image, txn: Any, meta: Meta, log: Log) -> list[str]:
+    """What is wrong with the log, and with an image that stands beside it."""
     texts = []
     size = log.size()
     if size < meta.position:
@@ -69,12 +71,12 @@ def _compare(store: Store, txn: Any, meta: Meta, log: Log) -> list[str]:
             f"and should at {meta.position} with {meta.sequence}"
         )
     damaged = bool(texts)
-    stored = dict(store.image.scan(txn))
+    stored = dict(image.scan(txn))
     wrong = _different(stored, found, damaged)
     texts += [f"image: session {key.hex()[:12]}... {why}" for key, why in islice(wrong, _NAMED)]
     if more := sum(1 for _ in wrong):
         texts.append(f"image: and {more} more")
-    return texts + _index_problems(store.image, txn, stored)
+    return texts + _index_problems(image, txn, stored)
 
 
 def _different(
@@ -120,7 +122,7 @@ def _index_problems(image: Image, txn: Any, stored: dict[bytes, bytes]) -> list[
     return texts
 
 
-def _set_aside(directory: str) -> list[str]:
+def set_aside(directory: str) -> list[str]:
     """The logs that gave way to another, and what is wrong with them, until they are gone."""
     texts = []
     for name in sorted(os.listdir(directory)):
@@ -133,7 +135,7 @@ def _set_aside(directory: str) -> list[str]:
 
 def _damage(path: str) -> list[str]:
     try:
-        log = Log.open(path)
+        log = Log.open(path, readonly=True)
     except ConfigError as error:
         return [str(error)]
     return ["its header is lost"] if log is None else replay(log, same_boot=True).damage

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from errno import EACCES, EDQUOT, ENOSPC
+from errno import EDQUOT, ENOSPC
 from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
 from math import inf
 from typing import Any, NamedTuple, TypeVar
@@ -25,9 +25,10 @@ import lmdb
 from ...core import clock, forks, threads
 from ...core.errors import ConfigError, CorruptData, ProviderUnavailable
 from . import compact as _compact
+from . import files, owners
 from .frame import pack_parts
 from .image import FIXED, META, Image, Meta, boot_id, pack_place, read_meta, unpack_place
-from .log import Log, identity, make_private, remove
+from .log import Log, identity, remove
 from .opening import Opening, is_newer, synced
 from .recovery import replay
 from .words import EPOCH, POISONED, SEEN, SYNCED, Words, adopt_anchor, next_epoch
@@ -119,9 +120,10 @@ _LOCKS: dict[str, Callable[[], Any]] = {
 class Store:
     """See the module."""
 
-    def __init__(self, directory: str, tuning: Tuning) -> None:
+    def __init__(self, directory: str, tuning: Tuning, group: str | int | None = None) -> None:
         self.directory = directory
         self.tuning = tuning
+        self.group = group
         self.users = 0
         self._waits = max(_RECOVERY, tuning.patience)
         self._reset()
@@ -290,7 +292,7 @@ class Store:
         if self._lock_fd < 0:
             self._ready()
         try:
-            fd = os.open(self.path(name), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            fd = files.open_file(self.path(name))
         except OSError as error:
             raise self.down(error) from error
         self._held.add(fd)
@@ -647,6 +649,18 @@ class Store:
 
     # Opening and closing
 
+    def is_there(self) -> bool:
+        """Whether anything was ever stored: who only looks for something makes no store."""
+        names = ("log", "image")
+        return self.image is not None or any(os.path.lexists(self.path(name)) for name in names)
+
+    @contextmanager
+    def unopened(self) -> Iterator[bool]:
+        """Whether it is not open here; then it stays so until the end."""
+        forks.look()
+        with self._mutex:
+            yield self.image is None
+
     def adopt_clock(self) -> None:
         """Count the time as the other workers do, before anything is open."""
         adopt_anchor(self.path("sync"), boot_id())
@@ -654,25 +668,21 @@ class Store:
     def _prepare(self) -> None:
         """Make the directory and the lock file, if the log is one that we understand."""
         try:
-            os.makedirs(self.directory, 0o700, exist_ok=True)
+            files.make_directory(self.directory)
+            # Since the app was loaded anybody may have made it.
+            owners.check_directory(self.directory, self.group)
             Log.open(self.path("log"))
-            self._lock_fd = os.open(
-                self.path("lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600
-            )
-            make_private(self._lock_fd)
+            self._lock_fd = files.open_file(self.path("lock"))
         except OSError as error:
             raise self._unusable(error) from None
 
     def _check(self) -> None:
-        """Raise ``ConfigError`` if the directory cannot be used. Makes no file, opens none."""
+        """Raise ``ConfigError`` if the directory cannot be used, or made. Makes nothing."""
         try:
-            os.makedirs(self.directory, 0o700, exist_ok=True)
-            if not os.access(self.directory, os.R_OK | os.W_OK | os.X_OK):
-                raise PermissionError(EACCES, os.strerror(EACCES))
-            for name in ("lock", "sync"):
-                with suppress(FileNotFoundError):
-                    os.close(os.open(self.path(name), os.O_RDWR | os.O_NOFOLLOW))
-            Log.open(self.path("log"))
+            files.check_usable(self.directory)
+            for name in ("lock", "sync", "log"):
+                files.check_file(self.path(name))
+            Log.open(self.path("log"), readonly=True)
         except OSError as error:
             raise self._unusable(error) from None
 

@@ -15,7 +15,7 @@ from weakref import finalize
 
 import lmdb
 
-from ...core import clock
+from ...core import clock, threads
 from ...core.change import Change, Record, decide
 from ...core.errors import ConfigError, CorruptData, KeyTaken, ProviderError, SessionGone
 from ...core.forks import begin_anew, ours
@@ -55,8 +55,9 @@ class HybridProvider(Provider, Lists, Users, Locks, Reports, Checks, Compacts):
 
     ``patience`` is how many seconds a writer waits for the others before ``ProviderUnavailable``;
     ``compact_bytes`` and ``compact_factor``: the log is rewritten when it is larger than this, and
-    than this times its size after the last rewriting; ``map_bytes`` is the address space to begin
-    with. The first provider of a directory in a process sets these, and ``sync_interval``.
+    than this times its size after the last rewriting; and ``compact_age`` seconds after that, if a
+    session has ended since: its values are nowhere then. ``map_bytes`` is the address space to
+    begin with. The first provider of a directory in a process sets these, and ``sync_interval``.
 
     The directory must be this user's or root's, and nobody else may write in it, but a ``group``
     that is named, or given by its number. Raises ``ConfigError`` for one that cannot be used.
@@ -71,6 +72,7 @@ class HybridProvider(Provider, Lists, Users, Locks, Reports, Checks, Compacts):
         patience: float = 5.0,
         compact_bytes: int = 16 << 20,
         compact_factor: float = 2.0,
+        compact_age: float = 86_400.0,
         map_bytes: int = 1 << 38,
         group: str | int | None = None,
     ) -> None:
@@ -82,7 +84,9 @@ class HybridProvider(Provider, Lists, Users, Locks, Reports, Checks, Compacts):
             )
         if not _is_positive(sync_interval):
             raise ConfigError("SESSION_SYNC_INTERVAL must be more than 0 seconds.")
-        tuning = Tuning(sync_interval, patience, compact_bytes, compact_factor, map_bytes)
+        tuning = Tuning(
+            sync_interval, patience, compact_bytes, compact_factor, compact_age, map_bytes
+        )
         for name, value in tuning._asdict().items():
             if not _is_positive(value):
                 raise ConfigError(f"SESSION_OPTIONS: {name} must be a number, more than 0.")
@@ -161,6 +165,8 @@ class HybridProvider(Provider, Lists, Users, Locks, Reports, Checks, Compacts):
             # served, and purged again. So they are announced now in any case, at worst twice.
             with suppress(ProviderError):
                 self._store.flush()
+        if not threads.may_start():  # then no keeper looks for it
+            self._store.compact_aged()
         return gone
 
     def close(self) -> None:

@@ -26,6 +26,7 @@ from ...core import clock, forks, threads
 from ...core.errors import ConfigError, CorruptData, ProviderUnavailable
 from . import compact as _compact
 from . import files, owners
+from .age import Age
 from .frame import pack_parts
 from .image import FIXED, META, Image, Meta, boot_id, pack_place, read_meta, unpack_place
 from .log import Log, identity, remove
@@ -58,14 +59,16 @@ class Tuning(NamedTuple):
 
     ``sync_interval`` seconds between syncs of what nobody waits for. ``patience`` is how long, in
     seconds, a writer waits for its turn. The log is compacted when it is larger than
-    ``compact_bytes`` and ``compact_factor`` times what it was after the last time. ``map_bytes`` is
-    the address space to begin with; it grows when it must.
+    ``compact_bytes`` and ``compact_factor`` times what it was after the last time; and when that
+    was ``compact_age`` seconds ago, if a session has ended since. ``map_bytes`` is the address
+    space to begin with; it grows when it must.
     """
 
     sync_interval: float = 1.0
     patience: float = 5.0
     compact_bytes: int = 16 << 20
     compact_factor: float = 2.0
+    compact_age: float = 86_400.0
     map_bytes: int = 1 << 38
 
 
@@ -152,6 +155,7 @@ class Store:
         self._compactor: threading.Thread | None = None
         self._compact_at: float = inf
         self._compact_here = False
+        self._age = Age(self.tuning.compact_age)
         self._mend_after = -inf
         self._suspicious = False
         self._lingering: list[tuple[float, int]] = []
@@ -433,6 +437,7 @@ class Store:
         self._beside = meta.pack()[:FIXED]
         self.words.begin(meta.store, meta.sequence)
         self._plan(meta.floor)
+        self._age.begin(log, meta.floor)
 
     def _plan(self, floor: int) -> None:
         tuning = self.tuning
@@ -566,6 +571,7 @@ class Store:
                     self._unsynced = False
                 self._watch()
                 self._let_go(time.monotonic() - _NOTICED)
+                self.compact_aged()
             except Exception as error:
                 logger.error("the session store's keeper failed: %s", error)
                 self._unsynced = False
@@ -598,14 +604,38 @@ class Store:
             return True  # nothing was told; who reads is told of it too
         return meta is not None and bool(log.chain_at(meta.position) == meta.chain)
 
-    def _start_compaction(self) -> None:
-        self._compact_at = inf
-        if not threads.may_start():
-            self._compact_here = True  # when the turn is over
+    def compact_aged(self) -> None:
+        """Have the log compacted if it is old, and holds what has ended."""
+        if self.image is None or self._is_compacting() or not self._age.is_due():
             return
-        self._compactor = threading.Thread(
-            target=self._compact_once, name="hybridsession-compactor", daemon=True
-        )
+        if threads.may_start():
+            self._compact_beside(self._compact_ended)
+        else:
+            self._compact_ended()
+
+    def _compact_ended(self) -> None:
+        try:
+            if not self._age.has_ended(self):
+                return
+        except Exception as error:
+            logger.error("the session log could not be looked through: %s", error)
+            return
+        self._compact_once()
+
+    def _start_compaction(self) -> None:
+        if self._is_compacting():
+            return  # the next turn asks again
+        self._compact_at = inf
+        if threads.may_start():
+            self._compact_beside(self._compact_once)
+        else:
+            self._compact_here = True  # when the turn is over
+
+    def _is_compacting(self) -> bool:
+        return self._compactor is not None and self._compactor.is_alive()
+
+    def _compact_beside(self, work: Callable[[], None]) -> None:
+        self._compactor = threading.Thread(target=work, name="hybridsession-compactor", daemon=True)
         self._compactor.start()
 
     def _compact_once(self) -> None:

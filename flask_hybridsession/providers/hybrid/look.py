@@ -90,6 +90,8 @@ def _problems(sight: Sight) -> list[str]:
         path = os.path.join(sight.directory, "image")
         if sight.is_behind:
             texts.append(f"image: it is older than the log{_AGAIN}")
+        elif sight.same_boot and os.path.lexists(path) and not os.path.lexists(f"{path}-lock"):
+            texts.append("image-lock: it is lost; the next start makes it")
         elif sight.same_boot and os.path.lexists(path):
             texts.append(f"image: it is not the one that was written last, or damaged{_AGAIN}")
         texts += [f"log: {text}" for text in _log_problems(sight)]

@@ -178,10 +178,10 @@ class HybridSession:
         """What the provider tells about itself: names and numbers, no keys and no values."""
         provider = self.provider
         stats: dict[str, int | float | str] = {"provider": type(provider).__name__}
-        if isinstance(provider, Lists):
-            stats["sessions"] = provider.count(clock.now())
         if isinstance(provider, Reports):
             stats |= provider.stats()
+        if isinstance(provider, Lists) and "sessions" not in stats:
+            stats["sessions"] = provider.count(clock.now())
         return stats
 
     def close(self) -> None:

@@ -135,7 +135,12 @@ def test_check_tells_of_a_log_that_a_recovery_kept(folder: Path) -> None:
     (directory / "log").write_bytes(log)
     (directory / "image").unlink()
     found = flask(folder, "sessions", "check")
+    assert found.returncode == 1
+    assert "log: bytes " in found.stdout
+    assert list(directory.glob("damaged-*")) == [], "who looks recovers nothing"
+    assert flask(folder, "sessions", "purge").returncode == 0
     (kept,) = directory.glob("damaged-*")
+    found = flask(folder, "sessions", "check")
     assert found.returncode == 1
     assert f"{kept.name}: bytes " in found.stdout
     assert f"session {key(4)[:12]}..." in found.stdout

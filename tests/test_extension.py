@@ -64,6 +64,9 @@ def test_the_default_is_the_hybrid_provider_in_the_instance_folder(tmp_path: Pat
     app = Flask("app", instance_path=str(tmp_path / "instance"))
     sessions = HybridSession(app)
     assert isinstance(sessions.provider, HybridProvider)
+    assert not (tmp_path / "instance").exists(), "to load an app makes nothing"
+    app.add_url_rule("/", view_func=lambda: str(flask_session.setdefault("n", 1)))
+    assert app.test_client().get("/").text == "1"
     assert (tmp_path / "instance" / "sessions").is_dir()
     assert app.extensions["hybridsession"] is sessions
     sessions.close()

@@ -232,7 +232,7 @@ def on_a_full_start(path: Path, lost: str) -> None:
 
     def refused() -> None:
         with pytest.raises((ProviderUnavailable, ConfigError), match="space"):
-            HybridProvider(directory).count(0.0)
+            HybridProvider(directory).load(key(0), 0.0)
 
     def served(count: int) -> None:
         provider = HybridProvider(directory)

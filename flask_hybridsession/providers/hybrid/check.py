@@ -21,6 +21,7 @@ from .words import POISONED
 if TYPE_CHECKING:
     from .store import Store
 
+LOST = "log: it is lost, or not the one that the image was made from"
 _TRIES = 20
 #: Sessions named; of more only the number is told.
 _NAMED = 20
@@ -29,10 +30,10 @@ _NAMED = 20
 def problems(store: Store) -> list[str]:
     """What is wrong and where, in words, without values. Reads everything: not for every day."""
     texts = faults(store)
-    log = Log.open(store.path("log"))
+    log = Log.open(store.path("log"), readonly=True)
     if log is not None and store.view[POISONED] == log.generation:
         texts.append("log: the disk failed to sync it; the next write makes a new one")
-    return texts + _set_aside(store.directory)
+    return texts + set_aside(store.directory)
 
 
 def faults(store: Store) -> list[str]:
@@ -43,19 +44,20 @@ def faults(store: Store) -> list[str]:
             txn = image.begin()
             try:
                 meta = read_meta(txn)
-                log = Log.open(store.path("log"))
+                log = Log.open(store.path("log"), readonly=True)
                 if meta is not None and log is not None and meta.is_beside(log):
-                    return _compare(image, txn, meta, log)
+                    return compare(image, txn, meta, log)
             finally:
                 txn.abort()
         except (lmdb.Error, CorruptData) as error:
             return [f"image: it cannot be read: {error}"]
         # A compaction may have put a new log there since the transaction began.
         del image, txn
-    return ["log: it is lost, or not the one that the image was made from"]
+    return [LOST]
 
 
-def _compare(image: Image, txn: Any, meta: Meta, log: Log) -> list[str]:
+def compare(image: Image, txn: Any, meta: Meta, log: Log) -> list[str]:
+    """What is wrong with the log, and with an image that stands beside it."""
     texts = []
     size = log.size()
     if size < meta.position:
@@ -119,7 +121,7 @@ def _index_problems(image: Image, txn: Any, stored: dict[bytes, bytes]) -> list[
     return texts
 
 
-def _set_aside(directory: str) -> list[str]:
+def set_aside(directory: str) -> list[str]:
     """The logs that gave way to another, and what is wrong with them, until they are gone."""
     texts = []
     for name in sorted(os.listdir(directory)):
@@ -132,7 +134,7 @@ def _set_aside(directory: str) -> list[str]:
 
 def _damage(path: str) -> list[str]:
     try:
-        log = Log.open(path)
+        log = Log.open(path, readonly=True)
     except ConfigError as error:
         return [str(error)]
     return ["its header is lost"] if log is None else replay(log, same_boot=True).damage

@@ -7,6 +7,7 @@ boot of the machine, in the very file that it was written to, and as long as no 
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 from collections.abc import Iterator
 from copy import copy
@@ -23,6 +24,7 @@ from ...core import forks
 from ...core.change import Record
 from ...core.errors import CorruptData
 from ...core.packing import dumps, loads
+from .files import open_file
 from .inherited import leave, let_open
 from .log import Log, allocate, identity
 
@@ -155,24 +157,37 @@ def user_key(user: str) -> bytes:
 
 
 class Image:
-    """The open LMDB environment and its named databases."""
+    """The open LMDB environment and its named databases.
+
+    ``readonly``: of what is there, nothing changes but the readers' table in the lock file, where
+    the writers must see who reads. Nothing is made: both files must be there.
+    """
 
     def __init__(
-        self, path: str, space: int = _SPACE, readers: int = 2048, create: bool = True
+        self,
+        path: str,
+        space: int = _SPACE,
+        readers: int = 2048,
+        create: bool = True,
+        readonly: bool = False,
     ) -> None:
         self.path = path
         self._note()
-        _allocate_lock(f"{path}-lock", readers)
-        self.env = _open(path, space, readers, create)
+        if not readonly:
+            _make_files(path, readers)
+        self.env = _open(path, space, readers, create, readonly)
         self.identities = [identity(name) for name in self._files()]
         self.inode = os.stat(path).st_ino
         self.begin = self.env.begin
-        self.sessions, self.deadlines, self.users, self.aliases, self.locks = map(
-            self.env.open_db, _DATABASES
-        )
-        self.env.reader_check()
-        for name in self._files():
-            os.chmod(name, 0o600)
+        try:
+            self.sessions, self.deadlines, self.users, self.aliases, self.locks = [
+                self.env.open_db(name, create=not readonly) for name in _DATABASES
+            ]
+            if not readonly:
+                self.env.reader_check()
+        except BaseException:
+            self.close()
+            raise
 
     def _files(self) -> tuple[str, str]:
         return self.path, f"{self.path}-lock"
@@ -421,20 +436,21 @@ def index(
             due.append((due_key(until, alias), b"a"))
 
 
-def _allocate_lock(path: str, readers: int) -> None:
-    """Have the blocks of LMDB's lock file, which LMDB writes to as memory.
+def _make_files(path: str, readers: int) -> None:
+    """Have LMDB's files, and the blocks of its lock file, which it writes to as memory.
 
     It takes any size from that of its table on, a line of 64 bytes for each reader and a head.
     No environment of this process may be open on it: its locks would go with the file.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    os.close(open_file(path))
+    fd = open_file(f"{path}-lock")
     try:
         allocate(fd, 64 * readers + 4096)
     finally:
         os.close(fd)
 
 
-def _open(path: str, space: int, readers: int, create: bool) -> Any:
+def _open(path: str, space: int, readers: int, create: bool, readonly: bool) -> Any:
     """Open with as much address space as can be had: it costs nothing until it is used."""
     while True:
         try:
@@ -444,6 +460,7 @@ def _open(path: str, space: int, readers: int, create: bool) -> Any:
                 map_size=space,
                 mode=0o600,
                 create=create,
+                readonly=readonly,
                 sync=False,
                 metasync=False,
                 readahead=False,
@@ -461,6 +478,8 @@ def _open(path: str, space: int, readers: int, create: bool) -> Any:
 def is_whole(path: str) -> bool:
     """Whether the file holds all the pages that it claims: to map a shorter one is fatal."""
     try:
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            return False
         with open(path, "rb") as file:
             head = file.read(1 << 17)
             size = os.fstat(file.fileno()).st_size

@@ -6,7 +6,6 @@ It is always named ``log``. A new generation is written beside it, synced, and r
 from __future__ import annotations
 
 import os
-import stat
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,6 +14,7 @@ from mmap import ACCESS_READ, mmap
 from zlib import crc32
 
 from ...core.errors import ConfigError
+from . import files
 from .frame import (
     CHAIN_SIZE,
     HEADER_SIZE,
@@ -55,19 +55,19 @@ class Log:
     def create(cls, path: str, header: Header) -> Log:
         """A new file, in place of any other at ``path``."""
         remove(path)
-        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        log = cls(fd, header)
+        log = cls(files.create(path, os.O_APPEND), header)
         log.append(header.pack())
         return log
 
     @classmethod
-    def open(cls, path: str) -> Log | None:
+    def open(cls, path: str, readonly: bool = False) -> Log | None:
         """The log at ``path``; None when there is none or its header is lost.
 
         Raises ``ConfigError`` for a newer format and for a file that may not be opened.
         """
+        flags = os.O_RDONLY | os.O_NONBLOCK if readonly else os.O_RDWR | os.O_APPEND
         try:
-            fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW)
+            fd = os.open(path, flags | os.O_NOFOLLOW)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -81,7 +81,8 @@ class Log:
                     "or set SESSION_DIR to another directory. Nothing was changed."
                 )
             if header is not None:
-                make_private(fd)
+                if not readonly:
+                    files.make_private(fd)
                 fd, kept = -1, fd
                 return cls(kept, header)
         finally:
@@ -195,12 +196,6 @@ def identity(file: str | int) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return status.st_dev, status.st_ino
-
-
-def make_private(fd: int) -> None:
-    """Take away what others may do with a file."""
-    if stat.S_IMODE(os.fstat(fd).st_mode) != 0o600:
-        os.fchmod(fd, 0o600)
 
 
 def allocate(fd: int, size: int) -> None:

@@ -1,11 +1,12 @@
 """Whose the directory is: who may write in it may forge sessions, or put an older file in place.
 
-The directory itself is judged, not those above it. Root may use any.
+The directory itself is judged, not those above it. Root may use one that is another user's.
 """
 
 from __future__ import annotations
 
 import grp
+import logging
 import os
 import pwd
 import stat
@@ -13,22 +14,44 @@ from contextlib import suppress
 
 from ...core.errors import ConfigError
 
+logger = logging.getLogger("flask_hybridsession.hybrid")
+
+#: Directories of other users that root was warned of.
+_warned: set[str] = set()
+
 
 def check(directory: str, group: str | int | None = None) -> None:
     """Raise ``ConfigError`` if others could have a say in the sessions, or keep us from them.
 
     ``group`` is the one, by its name or number, whose members may write in the directory.
     """
+    if not check_directory(directory, group):
+        return  # it is made, or refused, by who opens it
+    if me := os.geteuid():
+        _check_files(directory, me)
+    elif (owner := owner_of(directory)[0]) and directory not in _warned:
+        _warned.add(directory)
+        logger.warning(
+            "root uses %s, the sessions of %s: what is made there is given to him",
+            directory,
+            user_name(owner),
+        )
+
+
+def check_directory(directory: str, group: str | int | None = None) -> bool:
+    """As ``check``, but for the files in it. False when there is no such directory."""
     trusted = None if group is None else group_id(group)
     try:
         there = os.stat(directory)
     except OSError:
-        return  # it is made, or refused, by who opens it
+        return False
     me = os.geteuid()
     if not stat.S_ISDIR(there.st_mode):
-        return
+        return False
     if me and there.st_uid not in (me, 0):
-        raise _refusal(directory, f"belongs to {_user(there.st_uid)}, who could replace sessions")
+        raise _refusal(
+            directory, f"belongs to {user_name(there.st_uid)}, who could replace sessions"
+        )
     if there.st_mode & stat.S_IWOTH:
         raise _refusal(directory, "can be written by everybody", f"chmod o-w {directory}")
     if there.st_mode & stat.S_IWGRP and there.st_gid != trusted:
@@ -39,8 +62,16 @@ def check(directory: str, group: str | int | None = None) -> None:
             f"chmod g-w {directory}",
             f'say that you trust it: SESSION_OPTIONS = {{"group": "{name}"}}',
         )
-    if me:
-        _check_files(directory, me)
+    return True
+
+
+def owner_of(directory: str) -> tuple[int, int]:
+    """User and group that a store belongs to: in a directory of root's, those of its files."""
+    there = os.stat(directory)
+    if not there.st_uid:
+        with suppress(FileNotFoundError):
+            there = os.lstat(os.path.join(directory, "lock"))
+    return there.st_uid, there.st_gid
 
 
 def group_id(group: str | int) -> int:
@@ -56,17 +87,15 @@ def group_id(group: str | int) -> int:
 
 
 def _check_files(directory: str, me: int) -> None:
-    """What a command as root has made, say, is no file of ours."""
-    try:
-        with os.scandir(directory) as entries:
-            others = [entry for entry in entries if entry.stat(follow_symlinks=False).st_uid != me]
-    except OSError:
-        return  # who opens it tells why
-    if others:
-        raise ConfigError(
-            f"SESSION_DIR: {others[0].path} belongs to {_user(others[0].stat().st_uid)}, not to "
-            f"{_user(me)}, who runs this: chown -R {_user(me)} {directory}"
-        )
+    """What a command as root has made, say, is no file of ours. Hidden names are nobody's yet."""
+    with suppress(OSError), os.scandir(directory) as entries:  # who opens it tells what is wrong
+        for entry in entries:
+            owner = entry.stat(follow_symlinks=False).st_uid
+            if owner != me and not entry.name.startswith("."):
+                raise ConfigError(
+                    f"SESSION_DIR: {entry.path} belongs to {user_name(owner)}, not to "
+                    f"{user_name(me)}, who runs this: chown -R {user_name(me)} {directory}"
+                )
 
 
 def _refusal(directory: str, why: str, *cures: str) -> ConfigError:
@@ -75,7 +104,8 @@ def _refusal(directory: str, why: str, *cures: str) -> ConfigError:
     return ConfigError(f"SESSION_DIR: {directory} {why}. To mend it: {'; or '.join(ways)}.")
 
 
-def _user(number: int) -> str:
+def user_name(number: int) -> str:
+    """The name of a user, or the number of one that has none."""
     try:
         return pwd.getpwuid(number).pw_name
     except KeyError:

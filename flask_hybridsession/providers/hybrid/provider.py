@@ -15,12 +15,12 @@ from weakref import finalize
 
 import lmdb
 
-from ...core import clock
+from ...core import clock, threads
 from ...core.change import Change, Record, decide
 from ...core.errors import ConfigError, CorruptData, KeyTaken, ProviderError, SessionGone
 from ...core.forks import begin_anew, ours
 from ...core.provider import Checks, Compacts, Lists, Locks, Provider, Reports, Users
-from . import owners
+from . import look, owners
 from .check import faults, problems
 from .compact import compact
 from .frame import CREATE, DESTROY, FORGET, MODIFY, RENAME, pack_change, pack_rename
@@ -55,8 +55,9 @@ class HybridProvider(Provider, Lists, Users, Locks, Reports, Checks, Compacts):
 
     ``patience`` is how many seconds a writer waits for the others before ``ProviderUnavailable``;
     ``compact_bytes`` and ``compact_factor``: the log is rewritten when it is larger than this, and
-    than this times its size after the last rewriting; ``map_bytes`` is the address space to begin
-    with. The first provider of a directory in a process sets these, and ``sync_interval``.
+    than this times its size after the last rewriting; and ``compact_age`` seconds after that, if a
+    session has ended since: its values are nowhere then. ``map_bytes`` is the address space to
+    begin with. The first provider of a directory in a process sets these, and ``sync_interval``.
 
     The directory must be this user's or root's, and nobody else may write in it, but a ``group``
     that is named, or given by its number. Raises ``ConfigError`` for one that cannot be used.
@@ -71,6 +72,7 @@ class HybridProvider(Provider, Lists, Users, Locks, Reports, Checks, Compacts):
         patience: float = 5.0,
         compact_bytes: int = 16 << 20,
         compact_factor: float = 2.0,
+        compact_age: float = 86_400.0,
         map_bytes: int = 1 << 38,
         group: str | int | None = None,
     ) -> None:
@@ -82,12 +84,14 @@ class HybridProvider(Provider, Lists, Users, Locks, Reports, Checks, Compacts):
             )
         if not _is_positive(sync_interval):
             raise ConfigError("SESSION_SYNC_INTERVAL must be more than 0 seconds.")
-        tuning = Tuning(sync_interval, patience, compact_bytes, compact_factor, map_bytes)
+        tuning = Tuning(
+            sync_interval, patience, compact_bytes, compact_factor, compact_age, map_bytes
+        )
         for name, value in tuning._asdict().items():
             if not _is_positive(value):
                 raise ConfigError(f"SESSION_OPTIONS: {name} must be a number, more than 0.")
         owners.check(os.fspath(directory), group)
-        self._store = acquire(os.fspath(directory), tuning)
+        self._store = acquire(os.fspath(directory), tuning, group)
         self._abandon = finalize(self, abandon, self._store)
         self._abandon.atexit = False
         self._wait = durability == "always"
@@ -132,10 +136,10 @@ class HybridProvider(Provider, Lists, Users, Locks, Reports, Checks, Compacts):
 
     def destroy(self, key: str) -> bool:
         raw = _unhex(key)
-        return self._store.write(self._wait, _destroy, raw)
+        return self._store.is_there() and self._store.write(self._wait, _destroy, raw)
 
     def next_deadline(self) -> float | None:
-        return self._store.read(_next_deadline)
+        return self._store.read(_next_deadline) if self._store.is_there() else None
 
     def purge(self, now: float, limit: int) -> list[Record]:
         gone: list[Record] = []
@@ -156,6 +160,8 @@ class HybridProvider(Provider, Lists, Users, Locks, Reports, Checks, Compacts):
             # served, and purged again. So they are announced now in any case, at worst twice.
             with suppress(ProviderError):
                 self._store.flush()
+        if not threads.may_start():  # then no keeper looks for it
+            self._store.compact_aged()
         return gone
 
     def close(self) -> None:
@@ -164,16 +170,16 @@ class HybridProvider(Provider, Lists, Users, Locks, Reports, Checks, Compacts):
             release(store)
 
     def keys(self, now: float) -> Iterator[str]:
-        start: bytes | None = b""
+        start: bytes | None = b"" if self._store.is_there() else None
         while start is not None:
             found, start = self._store.read(_some_keys, start, now)
             yield from found
 
     def count(self, now: float) -> int:
-        return self._store.read(_count)
+        return self._store.read(_count) if self._store.is_there() else 0
 
     def keys_of(self, user: str, now: float) -> list[str]:
-        return self._store.read(_keys_of, user, now)
+        return self._store.read(_keys_of, user, now) if self._store.is_there() else []
 
     @contextmanager
     def lock(self, key: str, timeout: float, lease: float) -> Iterator[None]:
@@ -199,12 +205,17 @@ class HybridProvider(Provider, Lists, Users, Locks, Reports, Checks, Compacts):
         return self._store.write(False, _lock, key, token, lease)
 
     def compact(self) -> bool:
-        """Rewrite the log now. False when another worker is doing it."""
-        return compact(self._store)
+        """Rewrite the log now, if there is one. False when another worker is doing it."""
+        return not self._store.is_there() or compact(self._store)
 
     def check(self) -> list[str]:
-        """Compare image, indexes and log as they are at one moment; name the logs set aside."""
-        return problems(self._store)
+        """Compare image, indexes and log as they are at one moment; name the logs set aside.
+
+        Changes nothing: of a store that is not open in this process it says what its next start
+        will do. Raises ``ConfigError`` if there is none.
+        """
+        found = look.problems(self._store)
+        return problems(self._store) if found is None else found
 
     def _check(self) -> None:
         """Raise ``CorruptData`` for what is wrong with the log and the image in use."""
@@ -213,18 +224,23 @@ class HybridProvider(Provider, Lists, Users, Locks, Reports, Checks, Compacts):
 
     def stats(self) -> dict[str, int | float | str]:
         store = self._store
+        return {
+            **(look.figures(store) or self._figures()),
+            "durability": "always" if self._wait else "interval" if store.syncing else "never",
+            "damaged_logs": look.damaged_logs(store.directory),
+        }
+
+    def _figures(self) -> dict[str, int | float | str]:
+        store = self._store
         meta = store.meta()
         return {
             "sessions": self.count(0.0),
-            "durability": "always" if self._wait else "interval" if store.syncing else "never",
+            "state": "open",
             "generation": meta.generation,
             "log_bytes": meta.position,
             "image_bytes": os.path.getsize(store.path("image")),
             "commits": meta.sequence,
             "unsynced_commits": max(0, meta.sequence - store.view[SYNCED]),
-            "damaged_logs": sum(
-                name.startswith("damaged-") for name in os.listdir(store.directory)
-            ),
         }
 
 

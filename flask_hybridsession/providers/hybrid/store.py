@@ -14,8 +14,8 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from errno import EACCES, EDQUOT, ENOSPC
+from contextlib import contextmanager
+from errno import EDQUOT, ENOSPC
 from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
 from math import inf
 from typing import Any, NamedTuple, TypeVar
@@ -27,6 +27,8 @@ from ...core import clock, forks, threads
 from ...core.errors import ConfigError, CorruptData, ProviderUnavailable
 from ...core.locks import Bell, Hold, Lock, clear_frames, wait_until_gone
 from . import compact as _compact
+from . import files, owners
+from .age import Age
 from .frame import pack_parts
 from .image import (
     FIXED,
@@ -40,7 +42,7 @@ from .image import (
     unpack_place,
 )
 from .inherited import leave
-from .log import Log, identity, make_private, remove
+from .log import Log, identity, remove
 from .opening import Opening, is_newer, synced
 from .recovery import replay
 from .words import EPOCH, POISONED, SEEN, SYNCED, Words, adopt_anchor, next_epoch
@@ -72,14 +74,16 @@ class Tuning(NamedTuple):
 
     ``sync_interval`` seconds between syncs of what nobody waits for. ``patience`` is how long, in
     seconds, a writer waits for its turn. The log is compacted when it is larger than
-    ``compact_bytes`` and ``compact_factor`` times what it was after the last time. ``map_bytes`` is
-    the address space to begin with; it grows when it must.
+    ``compact_bytes`` and ``compact_factor`` times what it was after the last time; and when that
+    was ``compact_age`` seconds ago, if a session has ended since. ``map_bytes`` is the address
+    space to begin with; it grows when it must.
     """
 
     sync_interval: float = 1.0
     patience: float = 5.0
     compact_bytes: int = 16 << 20
     compact_factor: float = 2.0
+    compact_age: float = 86_400.0
     map_bytes: int = 1 << 38
 
 
@@ -123,9 +127,10 @@ class Turn:
 class Store:
     """See the module."""
 
-    def __init__(self, directory: str, tuning: Tuning) -> None:
+    def __init__(self, directory: str, tuning: Tuning, group: str | int | None = None) -> None:
         self.directory = directory
         self.tuning = tuning
+        self.group = group
         self.users = 0
         self._waits = max(_RECOVERY, tuning.patience)
         self._reset()
@@ -157,6 +162,7 @@ class Store:
         self._compactor: threading.Thread | None = None
         self._compact_at: float = inf
         self._compact_here = False
+        self._age = Age(self.tuning.compact_age)
         self._mend_after = -inf
         self._suspicious = False
         self._lingering: list[tuple[float, int]] = []
@@ -421,6 +427,7 @@ class Store:
         self._beside = meta.pack()[:FIXED]
         self.words.begin(meta.store, meta.sequence)
         self._plan(meta.floor)
+        self._age.begin(log, meta.floor)
 
     def _plan(self, floor: int) -> None:
         tuning = self.tuning
@@ -558,6 +565,7 @@ class Store:
                     self._unsynced = False
                 self._watch()
                 self._let_go(time.monotonic() - _NOTICED)
+                self.compact_aged()
             except Exception as error:
                 logger.error("the session store's keeper failed: %s", error)
                 self._unsynced = False
@@ -596,15 +604,39 @@ class Store:
             return True  # nothing was told; who reads is told of it too
         return meta is not None and bool(log.chain_at(meta.position) == meta.chain)
 
+    def compact_aged(self) -> None:
+        """Have the log compacted if it is old, and holds what has ended."""
+        if self.image is None or self._is_compacting() or not self._age.is_due():
+            return
+        if threads.may_start():
+            self._compact_beside(self._compact_ended)
+        else:
+            self._compact_ended()
+
+    def _compact_ended(self) -> None:
+        try:
+            if not self._age.has_ended(self):
+                return
+        except Exception as error:
+            logger.error("the session log could not be looked through: %s", error)
+            return
+        self._compact_once()
+
     def _start_compaction(self, position: int) -> None:
+        if self._is_compacting():
+            return  # the next turn asks again
         # Who opens what is there after it plans the next one.
         self._compact_at = position * 1.1 + self.tuning.compact_bytes
-        if not threads.may_start():
+        if threads.may_start():
+            self._compact_beside(self._compact_once)
+        else:
             self._compact_here = True  # when the turn is over
-            return
-        self._compactor = threading.Thread(
-            target=self._compact_once, name="hybridsession-compactor", daemon=True
-        )
+
+    def _is_compacting(self) -> bool:
+        return self._compactor is not None and self._compactor.is_alive()
+
+    def _compact_beside(self, work: Callable[[], None]) -> None:
+        self._compactor = threading.Thread(target=work, name="hybridsession-compactor", daemon=True)
         self._compactor.start()
 
     def _compact_once(self) -> None:
@@ -641,6 +673,18 @@ class Store:
 
     # Opening and closing
 
+    def is_there(self) -> bool:
+        """Whether anything was ever stored: who only looks for something makes no store."""
+        names = ("log", "image")
+        return self.image is not None or any(os.path.lexists(self.path(name)) for name in names)
+
+    @contextmanager
+    def unopened(self) -> Iterator[bool]:
+        """Whether it is not open here; then it stays so until the end."""
+        forks.look()
+        with self._turns.take(self._waits):
+            yield self.image is None
+
     def adopt_clock(self) -> None:
         """Count the time as the other workers do, before anything is open."""
         adopt_anchor(self.path("sync"), boot_id())
@@ -648,25 +692,21 @@ class Store:
     def _prepare(self) -> None:
         """Make the directory and the lock file, if the log is one that we understand."""
         try:
-            os.makedirs(self.directory, 0o700, exist_ok=True)
+            files.make_directory(self.directory)
+            # Since the app was loaded anybody may have made it.
+            owners.check_directory(self.directory, self.group)
             Log.open(self.path("log"))
-            self._lock_fd = os.open(
-                self.path("lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600
-            )
-            make_private(self._lock_fd)
+            self._lock_fd = files.open_file(self.path("lock"))
         except OSError as error:
             raise self._unusable(error) from None
 
     def _check(self) -> None:
-        """Raise ``ConfigError`` if the directory cannot be used. Makes no file, opens none."""
+        """Raise ``ConfigError`` if the directory cannot be used, or made. Makes nothing."""
         try:
-            os.makedirs(self.directory, 0o700, exist_ok=True)
-            if not os.access(self.directory, os.R_OK | os.W_OK | os.X_OK):
-                raise PermissionError(EACCES, os.strerror(EACCES))
-            for name in ("lock", "sync"):
-                with suppress(FileNotFoundError):
-                    os.close(os.open(self.path(name), os.O_RDWR | os.O_NOFOLLOW))
-            Log.open(self.path("log"))
+            files.check_usable(self.directory)
+            for name in ("lock", "sync", "log"):
+                files.check_file(self.path(name))
+            Log.open(self.path("log"), readonly=True)
         except OSError as error:
             raise self._unusable(error) from None
 
@@ -790,7 +830,8 @@ class Store:
         """
         locked, fd = list(self._locked), self._lock_fd
         self._let_go()
-        leave(self._txn)
+        if self._txn is not None:
+            leave(self._txn)
         self._reset()
         for file in locked:
             file.forget()
@@ -802,7 +843,7 @@ class _LockFile:
     """An open file to lock. Its lock goes with it."""
 
     def __init__(self, path: str) -> None:
-        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        self.fd = files.open_file(path)
 
     def close(self) -> None:
         if self.fd >= 0:

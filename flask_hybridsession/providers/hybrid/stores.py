@@ -32,7 +32,7 @@ class Closed:
         raise ProviderUnavailable("this provider was closed")
 
 
-def acquire(directory: str, tuning: Tuning) -> Store:
+def acquire(directory: str, tuning: Tuning, group: str | int | None = None) -> Store:
     """The process's store of a directory. Give it back with ``release``, or ``abandon`` it."""
     forks.look()
     while _abandoned:
@@ -41,7 +41,7 @@ def acquire(directory: str, tuning: Tuning) -> Store:
     with _guard.take():
         store = _stores.get(path)
         if store is None:
-            store = _stores[path] = Store(path, tuning)
+            store = _stores[path] = Store(path, tuning, group)
             # What is first used may be given the time, and that of the others counts.
             clock.expect(store.adopt_clock)
         store.users += 1

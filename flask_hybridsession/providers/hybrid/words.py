@@ -14,7 +14,8 @@ from struct import Struct
 from typing import Any
 
 from ...core import clock
-from .log import allocate, checksum, identity, make_private
+from .files import open_file
+from .log import allocate, checksum, identity
 
 #: Counts the images: another number means that the one in hand was given up. It begins anywhere,
 #: so that the words of another store are another epoch.
@@ -43,17 +44,31 @@ def next_epoch(view: Any) -> None:
     view[EPOCH] = (view[EPOCH] + 1) % (1 << 64)
 
 
-def adopt_anchor(path: str, boot: bytes) -> None:
-    """Count the time as the others of this boot do, if any has begun to."""
+def peek(path: str) -> Any:
+    """The numbers as they are now, to read only; None if they cannot be read."""
     try:
         with open(path, "rb") as file:
             data = file.read(_SIZE)
     except OSError:
-        return
-    if len(data) == _SIZE:
-        view = memoryview(data).cast("Q")
-        if tuple(view[_BOOT : _BOOT + 2]) == _PAIR.unpack(boot) and _is_anchor(view):
-            clock.adopt(_seconds(view))
+        return None
+    return memoryview(data).cast("Q") if len(data) == _SIZE else None
+
+
+def adopt_anchor(path: str, boot: bytes) -> None:
+    """Count the time as the others of this boot do, if any has begun to."""
+    view = peek(path)
+    if view is not None and is_of(view, boot) and _is_anchor(view):
+        clock.adopt(_seconds(view))
+
+
+def is_blank(view: Any) -> bool:
+    """Whether nobody has used the numbers yet."""
+    return not any(view[_BOOT : _BOOT + 2])
+
+
+def is_of(view: Any, boot: bytes) -> bool:
+    """Whether the numbers are of this boot of the machine."""
+    return tuple(view[_BOOT : _BOOT + 2]) == _PAIR.unpack(boot)
 
 
 def _is_anchor(view: Any) -> bool:
@@ -69,8 +84,7 @@ class Words:
     """The shared numbers: ``words[SYNCED]``. Each is 8 bytes, aligned, so never seen in halves."""
 
     def __init__(self, path: str) -> None:
-        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        make_private(self.fd)
+        self.fd = open_file(path)
         self.identity = identity(self.fd)
         if os.fstat(self.fd).st_size > _SIZE:
             os.ftruncate(self.fd, _SIZE)
@@ -80,11 +94,11 @@ class Words:
 
     def is_blank(self) -> bool:
         """Whether the file was made just now."""
-        return not any(self.view[_BOOT : _BOOT + 2])
+        return is_blank(self.view)
 
     def is_of(self, boot: bytes) -> bool:
         """Whether the numbers are of this boot of the machine."""
-        return tuple(self.view[_BOOT : _BOOT + 2]) == _PAIR.unpack(boot)
+        return is_of(self.view, boot)
 
     def new_boot(self, boot: bytes) -> bool:
         """Whether the machine was restarted; then the numbers start anew, and a new epoch."""

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import select
 import sqlite3
+import stat
 import time
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from enum import Enum, auto
 from math import ceil, inf
 from random import uniform
 from time import monotonic
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
-from sqlalchemy import Engine
+from sqlalchemy import URL, Engine
+
+log = logging.getLogger("flask_hybridsession")
 
 #: Seconds after which a server ends the transaction of a client that stands still.
 _IDLE_IN_TRANSACTION = 5
@@ -51,12 +57,17 @@ class Driver(ABC):
     claims_in_delete = False
     #: What comes behind an INSERT that may meet a row of the same key.
     unless_there = ""
+    #: What removes the last copies of rows that are gone; its first column tells if it could not.
+    wipe = ""
 
     Error: type[Exception]
 
     def __init__(self, engine: Engine, budget: float) -> None:
         self.Error = engine.dialect.loaded_dbapi.Error
         self.budget = budget
+
+    def prepare(self) -> None:  # noqa: B027  (most have nothing to do)
+        """Before a connection is opened."""
 
     @abstractmethod
     def settle(self, raw: Any, give_up: float) -> Any:
@@ -102,10 +113,31 @@ class Sqlite(Driver):
     begin = "BEGIN IMMEDIATE"
     claim = ""
     unless_there = " ON CONFLICT DO NOTHING"
+    #: Beside the file, WAL mode keeps pages as they were written until they are overwritten.
+    wipe = "PRAGMA wal_checkpoint(TRUNCATE)"
 
     def __init__(self, engine: Engine, budget: float, synchronous: str) -> None:
         super().__init__(engine, budget)
         self._synchronous = synchronous
+        self._path = _path_of(engine.url)
+        self._warned = False
+
+    def prepare(self) -> None:
+        """Make the file for its user alone; SQLite gives those beside it the same mode."""
+        if self._path is None:
+            return
+        try:
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        except FileExistsError:
+            self._judge(self._path)
+        except OSError:
+            pass  # SQLite says what is wrong
+
+    def _judge(self, path: str) -> None:
+        with suppress(OSError):
+            if not self._warned and stat.S_IMODE(os.stat(path).st_mode) & 0o077:
+                self._warned = True
+                log.warning("others may open the sessions in %s: chmod 600 %s", path, path)
 
     def settle(self, raw: Any, give_up: float) -> Any:
         raw.isolation_level = None
@@ -114,6 +146,7 @@ class Sqlite(Driver):
         cursor = raw.cursor()
         # SQLite's own waiting sleeps longer and longer, and keeps gevent's other greenlets waiting.
         cursor.execute("PRAGMA busy_timeout = 0").fetchall()
+        cursor.execute("PRAGMA secure_delete = ON").fetchall()  # what is deleted is overwritten
         self.execute(raw, cursor, f"PRAGMA synchronous = {self._synchronous}", (), give_up)
         return cursor
 
@@ -148,6 +181,14 @@ class Sqlite(Driver):
         if "malformed" in text or "not a database" in text:
             return Trouble.DAMAGED
         return Trouble.REFUSED
+
+
+def _path_of(url: URL) -> str | None:
+    """The file that SQLite would make; None if it would not."""
+    path = url.database or ""
+    if not path.startswith("file:"):
+        return path or None
+    return None if url.query.get("mode") in ("ro", "rw") else unquote(urlsplit(path).path)
 
 
 class _File:

@@ -49,6 +49,8 @@ _PATIENCE = 5.0
 _REMEMBERED = 1 << 16
 #: Seconds between two sweeps of the leases that killed holders left.
 _SWEEP_LOCKS = 60.0
+#: Seconds between two wipings of what is left of sessions that have ended.
+_WIPE = 60.0
 #: Each may meet another one of the tables and indexes that somebody else has just made.
 _ATTEMPTS = 10
 _SYNCHRONOUS = ("FULL", "NORMAL")
@@ -97,6 +99,9 @@ class SqlProvider(Provider, Lists, Users, Locks, Reports, Remote):
         self._closed = False
         self._last = _Last()
         self._locks_swept = 0.0
+        self._wiped = -inf
+        #: A session has ended since; before this process began, perhaps.
+        self._ended = True
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
@@ -158,7 +163,9 @@ class SqlProvider(Provider, Lists, Users, Locks, Reports, Remote):
         self._call(lambda link, sql: _rename(link, sql, old, new, now, alias_until))
 
     def destroy(self, key: str) -> bool:
-        return self._call(lambda link, sql: _destroy(link, sql, _unhex(key), clock.now()))
+        destroyed = self._call(lambda link, sql: _destroy(link, sql, _unhex(key), clock.now()))
+        self._ended |= destroyed
+        return destroyed
 
     def exists(self, key: str, now: float) -> bool:
         raw = _unhex(key)
@@ -191,6 +198,8 @@ class SqlProvider(Provider, Lists, Users, Locks, Reports, Remote):
             if len(due) < asked:
                 break
         self._sweep_locks()
+        self._ended |= bool(gone)
+        self._wipe()
         return gone
 
     def close(self) -> None:
@@ -284,13 +293,14 @@ class SqlProvider(Provider, Lists, Users, Locks, Reports, Remote):
         pool = connections(engine)
 
         def connect() -> Any:
+            driver.prepare()
             lent = pool.connect()
             raw = lent.dbapi_connection
             lent.detach()
             return raw
 
         links = Links(driver, connect, self._size)
-        return Backend(Statements(self._tables, engine, driver), links)
+        return Backend(Statements(self._tables, engine, driver), links, driver.wipe)
 
     def _sweep_locks(self) -> None:
         now = time.monotonic()
@@ -299,12 +309,25 @@ class SqlProvider(Provider, Lists, Users, Locks, Reports, Remote):
             with suppress(ProviderUnavailable):  # they do no harm; the next sweep takes them
                 self._call(lambda link, sql: link.write(sql.delete_locks, (time.time(),)))
 
+    def _wipe(self) -> None:
+        now = time.monotonic()
+        if not self._ended or now - self._wiped < _WIPE:
+            return
+        self._wiped, self._ended = now, False
+        if wipe := self._ready().wipe:
+            try:
+                busy = self._call(lambda link, sql: link.row(wipe))
+                self._ended = busy is None or bool(busy[0])  # somebody reads: next time
+            except ProviderUnavailable:
+                self._ended = True
+
 
 class Backend(NamedTuple):
     """How to talk to the database."""
 
     sql: Statements
     links: Links
+    wipe: str
 
 
 class _Last(threading.local):

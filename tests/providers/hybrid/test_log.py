@@ -212,7 +212,7 @@ def test_damage_is_kept_aside_reported_and_not_served(
     (directory / "log").write_bytes(damaged)
     # The image is gone, the machine was not restarted: what was written had been whole.
     elsewhere = HybridProvider(tmp_path / "elsewhere")
-    elsewhere.count(NOW)
+    elsewhere.load(key(1), NOW)
     elsewhere.close()
     (directory / "sync").write_bytes((tmp_path / "elsewhere" / "sync").read_bytes())
     provider = HybridProvider(directory)

@@ -50,6 +50,8 @@ def test_from_settings(tmp_path: Path) -> None:
         )
     )
     assert provider.stats()["durability"] == "always"
+    assert not (tmp_path / "a").exists(), "nothing was stored yet"
+    create(provider, 1)
     assert (tmp_path / "a" / "b" / "log").exists()
     assert provider._store.tuning.sync_interval == 2.0
     assert provider._store.tuning.compact_bytes == 5
@@ -440,7 +442,7 @@ def test_always_means_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         synced.append(os.fstat(fd).st_size)
 
     provider = HybridProvider(tmp_path, durability="always")
-    provider.count(NOW)
+    provider.load(key(1), NOW)  # it opens with its first use
     monkeypatch.setattr(os, "fdatasync", fdatasync)
     create(provider, 1)
     assert synced == [(tmp_path / "log").stat().st_size]
@@ -473,7 +475,7 @@ def test_interval_syncs_at_close(tmp_path: Path) -> None:
 
 def test_never_does_not_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     provider = HybridProvider(tmp_path, durability="never")
-    provider.count(NOW)
+    provider.load(key(1), NOW)
     left = fail_syncs(monkeypatch, 1000)
     create(provider, 1)
     assert not provider._store._bell.wait(0), "nobody is woken for nothing"
@@ -692,7 +694,9 @@ def test_what_is_purged_is_announced_though_the_disk_fails(
 
 def test_leases_of_killed_holders_are_swept_away(tmp_path: Path) -> None:
     provider = HybridProvider(tmp_path)
-    assert provider.count(0.0) == 0  # the store is open, so the killed one is not its last user
+    assert (
+        provider.load(key(1), 0.0) is None
+    )  # the store is open, so the killed one is not its last user
 
     def crash() -> None:
         mine = HybridProvider(tmp_path)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -333,6 +335,93 @@ def test_the_apps_transaction_is_its_own(shop: tuple[Flask, Any], url: str) -> N
     assert client.get("/last").text == "1"
     assert client.get("/order/2/commit").text == "1"
     assert client.get("/last").text == "2"
+
+
+MARK = b"the values of a session that has ended"
+
+
+@pytest.mark.parametrize("how", ["destroyed", "expired"])
+def test_sqlite_keeps_nothing_of_what_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path}/sessions.db")
+
+    @event.listens_for(engine, "connect")
+    def as_it_is_elsewhere(raw: Any, _: Any) -> None:
+        raw.execute("PRAGMA secure_delete = OFF")  # Debian's SQLite has it on
+
+    def files() -> list[str]:
+        return sorted(path.name for path in tmp_path.iterdir() if MARK in path.read_bytes())
+
+    provider = SqlProvider(engine, budget=BUDGET)
+    provider.create_tables()
+    create(provider, puts={"a": MARK}, deadline=NOW + 10)
+    create(provider, OTHER, puts={"a": b"2"}, deadline=NOW + 100)
+    provider.purge(NOW, 10)
+    provider.commit(KEY, Change({"a": MARK * 200}), NOW)
+    provider.commit(KEY, Change({"a": MARK}), NOW)
+    assert "sessions.db" in files(), "it was brought there"
+    if how == "destroyed":
+        provider.destroy(KEY)
+        assert provider.purge(NOW, 10) == []
+    else:
+        assert [record.key for record in provider.purge(NOW + 11, 10)] == [KEY]
+    assert files(), "until the next wiping"
+    soon = time.monotonic() + 61
+    monkeypatch.setattr(time, "monotonic", lambda: soon)
+    provider.purge(NOW, 10)
+    assert files() == []
+    assert provider.exists(OTHER, NOW)
+    provider.close()
+
+
+def test_sqlite_waits_with_it_for_who_reads(tmp_path: Path) -> None:
+    provider = emptied(f"sqlite:///{tmp_path}/sessions.db")
+    create(provider, puts={"a": MARK}, deadline=NOW + 10)
+    with closing(sqlite3.connect(tmp_path / "sessions.db", isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM hybrid_sessions").fetchone()
+        provider.destroy(KEY)
+        began = time.monotonic()
+        provider.purge(NOW, 10)
+        assert time.monotonic() - began < 5
+    assert (tmp_path / "sessions.db-wal").stat().st_size
+    provider._wiped = float("-inf")
+    provider.purge(NOW, 10)
+    assert (tmp_path / "sessions.db-wal").stat().st_size == 0
+    provider.close()
+
+
+@pytest.mark.parametrize(
+    "address", ["{path}", "file:{path}?uri=true", "file:{path}?uri=true&mode=rwc"]
+)
+def test_the_file_of_sqlite_is_its_users_alone(tmp_path: Path, address: str) -> None:
+    provider = SqlProvider(f"sqlite:///{address.format(path=tmp_path / 'a b.db')}", budget=BUDGET)
+    before = os.umask(0o022)
+    try:
+        provider.create_tables()
+        create(provider)
+        modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    finally:
+        os.umask(before)
+    assert modes == dict.fromkeys(["a b.db", "a b.db-wal", "a b.db-shm"], 0o600)
+    provider.close()
+
+
+def test_a_file_of_sqlite_that_is_there_is_left_and_judged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "sessions.db"
+    path.touch()
+    path.chmod(0o644)
+    provider = emptied(f"sqlite:///{path}")
+    create(provider)
+    provider._ready().links._close_idle()
+    provider.destroy(KEY)
+    assert path.stat().st_mode & 0o777 == 0o644
+    said = [record.message for record in caplog.records]
+    assert said == [f"others may open the sessions in {path}: chmod 600 {path}"]
+    provider.close()
 
 
 def test_on_sqlite_the_apps_writes_come_after_the_sessions(tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ a lock has an object in hand, and when that object is gone, so is the hold.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from types import FrameType, GeneratorType
 from typing import Any
 from weakref import ref
@@ -202,13 +202,14 @@ def _clear() -> None:
     stopped = {id(thing.gi_frame) for thing in there if isinstance(thing, GeneratorType)}
     for thing in there:
         if isinstance(thing, FrameType) and id(thing) not in stopped and _is_ours(thing):
-            with suppress(RuntimeError):  # it is running
+            with contextlib.suppress(RuntimeError):  # it is running
                 thing.clear()
                 _ = thing.f_locals  # before Python 3.13 a copy, once looked at: it is made anew
 
 
 def _is_ours(frame: FrameType) -> bool:
-    return frame.f_code.co_filename.startswith(_HERE)
+    name = frame.f_code.co_filename
+    return name.startswith(_HERE) or name == contextlib.__file__  # it has our generators in hand
 
 
 _looks = Lock()
@@ -224,7 +225,7 @@ class Bell:
 
     def ring(self) -> None:
         """Wake it, or keep it from the next sleep."""
-        with suppress(RuntimeError):  # it rings already
+        with contextlib.suppress(RuntimeError):  # it rings already
             self._silence.release()
 
     def wait(self, seconds: float) -> bool:

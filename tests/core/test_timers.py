@@ -170,26 +170,42 @@ def test_it_lets_go(fake_clock: FakeClock) -> None:
 
 
 def threads_of(work: Clockwork) -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread is work._thread]
+    return [thread for thread in threading.enumerate() if vars(thread).get("_target") == work._run]
 
 
-def test_the_thread_starts_on_first_use_only() -> None:
+def test_only_a_start_starts_it_and_once() -> None:
     work = Clockwork()
     work.watch(Due())
-    assert work._thread is None
-    many = [threading.Thread(target=work.notice) for _ in range(8)]
+    work.notice(clock.now())
+    assert not threads_of(work)
+    many = [threading.Thread(target=work.start) for _ in range(8)]
     for thread in many:
         thread.start()
     for thread in many:
         thread.join()
-    assert len(threads_of(work)) == 1
+    wait_for(lambda: work.runs and len(threads_of(work)) == 1, "one thread")
     assert threads_of(work)[0].daemon
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_after_an_end_that_nobody_expects_it_starts_again() -> None:
+    work, due = Clockwork(), Due()
+    due.errors.append(SystemExit())  # type: ignore[arg-type]
+    work.watch(due)
+    for _ in range(3):
+        seen = len(due.limits)
+        work.start()
+        wait_for(lambda seen=seen: len(due.limits) > seen and not threads_of(work), "its end")
+        assert not work.runs
+    due.errors.clear()
+    work.start()
+    wait_for(lambda: work.runs, "the start")
 
 
 def test_what_is_noticed_is_destroyed_on_time() -> None:
     work, due = Clockwork(), Due()
     work.watch(due)
-    work.notice()
+    work.start()
     wait_for(lambda: due.limits, "the first sweep")
     for wait in (0.15, 0.05, 0.1):
         due.swept.clear()
@@ -204,7 +220,7 @@ def test_a_nearer_deadline_wakes_it_and_a_later_one_does_not() -> None:
     work, now = Clockwork(), clock.now()
     due = Due(now + 1000)
     work.watch(due)
-    work.notice(now + 1000)
+    work.start()
     wait_for(lambda: due.limits and work._wakes_at < inf, "the first sweep")
     sweeps = len(due.limits)
     for later in range(100):
@@ -219,7 +235,7 @@ def test_it_survives_what_a_provider_raises(caplog: pytest.LogCaptureFixture) ->
     work, bad = Clockwork(), Due()
     bad.errors.append(RuntimeError("no luck"))
     work.watch(bad)
-    work.notice()
+    work.start()
     wait_for(lambda: "no luck" in caplog.text, "the error")
     bad.errors.clear()
     bad.deadlines = [clock.now()]
@@ -229,15 +245,15 @@ def test_it_survives_what_a_provider_raises(caplog: pytest.LogCaptureFixture) ->
 def test_a_forked_child_starts_its_own() -> None:
     work, due = Clockwork(), Due()
     work.watch(due)
-    work.notice()
+    work.start()
     wait_for(lambda: due.limits, "the first sweep")
     due.deadlines = [clock.now() + 0.05]
-    with work._condition:  # held at the fork
-        child = os.fork()
+    child = os.fork()
     if child == 0:
         try:
-            alone = work._thread is None
+            alone = not work.runs
             work.notice(due.deadlines[0])
+            work.start()
             wait_for(lambda: due.swept, "the sweep")
             os._exit(0 if alone else 2)
         finally:
@@ -253,7 +269,7 @@ def run(code: str, *args: str) -> str:
     return done.stdout
 
 
-def test_no_thread_before_the_first_request() -> None:
+def test_no_thread_before_the_first_request_of_a_server() -> None:
     code = """
 import threading
 from flask import Flask, session
@@ -267,13 +283,16 @@ app.add_url_rule("/", view_func=lambda: "")
 app.add_url_rule("/write", endpoint="w", view_func=lambda: str(session.update(a=1)))
 print(len(names()))
 client = app.test_client()
-client.get("/")
+client.get("/write")
+print(len(names()))
+served = {"SERVER_SOFTWARE": "somebody's"}
+client.get("/", environ_overrides=served)
 print(len(names()))
 for _ in range(3):
-    client.get("/write")
+    client.get("/write", environ_overrides=served)
 print(len(names()))
 """
-    assert run(code).split() == ["0", "0", "1", "1"]
+    assert run(code).split() == ["0", "0", "0", "1", "1"]
 
 
 # -- with real providers and servers -------------------------------------------------------------
@@ -314,7 +333,10 @@ TWO = (
 import time
 directory, out, count = sys.argv[1:]
 apps = [make_app(directory, out) for _ in range(2)]
-keys = [apps[n % 2].test_client().get("/new").text for n in range(int(count))]
+served = {"SERVER_SOFTWARE": "one of two"}
+keys = [
+    apps[n % 2].test_client().get("/new", environ_overrides=served).text for n in range(int(count))
+]
 print(*keys, sep="\\n", flush=True)
 sys.stdin.read()
 """

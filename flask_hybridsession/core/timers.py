@@ -30,6 +30,8 @@ LONGEST_SLEEP = 5.0
 SHORTEST_REST = 0.5
 #: Seconds that it leaves a provider alone after an error, at most.
 LONGEST_PAUSE = 60.0
+#: Milliseconds that one who stores something waits for a sweep, at most.
+_PATIENCE = 1000
 
 #: The time; None: it cannot be told, so nothing is destroyed.
 Clock = Callable[[], float | None]
@@ -68,7 +70,10 @@ class Clockwork:
         self._noticed: list[float] = []
         #: What is due before that is to be noticed. Nothing is while no thread runs.
         self._wakes_at = -inf
+        #: When requests do its work again, where there is no thread.
         self._sweeps_at = -inf
+        #: What is due by then is being destroyed.
+        self._sweeps_to = -inf
 
     # -- for who has sessions -------------------------------------------------------------------
 
@@ -93,6 +98,16 @@ class Clockwork:
             self._noticed.append(deadline)
             self._wakes_at = deadline
             self._bell.ring()
+
+    def let_pass(self, deadline: float) -> None:
+        """Before something is stored that is due at ``deadline``: wait for a sweep that takes it.
+
+        There is none unless the clock was put back since it began, by a test.
+        """
+        for _ in range(_PATIENCE):
+            if deadline > self._sweeps_to:
+                return
+            time.sleep(0.001)
 
     # -- for servers ----------------------------------------------------------------------------
 
@@ -150,7 +165,10 @@ class Clockwork:
         """Sweep all that is due now. Returns how many seconds it may sleep."""
         read = read or clock.now
         swept = [found for known in list(self._swept) if (found := known()) is not None]
-        return min([LONGEST_SLEEP, *(self._sweep(each, read) for each in swept)])
+        try:
+            return min([LONGEST_SLEEP, *(self._sweep(each, read) for each in swept)])
+        finally:
+            self._sweeps_to = -inf
 
     def _sweep(self, swept: Swept, read: Clock) -> float:
         now = read()
@@ -161,7 +179,7 @@ class Clockwork:
             return until - now
         try:
             rest, gone = 0.0, SLICE
-            while gone == SLICE and (moment := read()) is not None:
+            while gone == SLICE and (moment := self._now(read)) is not None:
                 gone = swept.sweep(moment, SLICE)
                 rest = SHORTEST_REST if gone else rest
                 time.sleep(0)  # requests of this process come first
@@ -173,6 +191,12 @@ class Clockwork:
             return pause
         self._pauses.pop(swept, None)
         return LONGEST_SLEEP if deadline is None else max(deadline - clock.now(), rest)
+
+    def _now(self, read: Clock) -> float | None:
+        """What is due by then goes. Known before it is sure: see ``let_pass``."""
+        self._sweeps_to = clock.now()
+        seen = read()
+        return None if seen is None else min(seen, self._sweeps_to)
 
 
 clockwork = Clockwork()

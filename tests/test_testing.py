@@ -67,7 +67,7 @@ class Filed(Provider, Lists, Users):
             if data:
                 vars(inside).update(pickle.loads(data))
             result = getattr(inside, name)(*args, **kwargs)
-            state = {name: value for name, value in vars(inside).items() if name != "_unlocked"}
+            state = vars(inside)
             file.seek(0)
             file.truncate()
             file.write(pickle.dumps(state))

@@ -15,6 +15,7 @@ from weakref import WeakSet, ref
 
 from . import forks
 from .errors import ConfigError, ProviderUnavailable
+from .locks import Lock
 
 log = logging.getLogger("flask_hybridsession")
 
@@ -101,7 +102,7 @@ class Breaker:
     def close(self) -> None:
         """Stop probing. Harmless twice."""
         forks.look()
-        with self._lock:
+        with self._lock.take():
             if self._prober is not None:
                 self._prober[1].set()
                 self._prober = None
@@ -110,7 +111,7 @@ class Breaker:
 
     def _admit(self, left: float) -> _Phase:
         """The phase that a call belongs to; or raises, because it may not be made now."""
-        with self._lock:
+        with self._lock.take():
             phase = self._phase
             if phase.state is _State.OPEN and _recovering.get() is not self:
                 self._start_probing()
@@ -123,7 +124,7 @@ class Breaker:
             return phase
 
     def _failed(self, phase: _Phase) -> None:
-        with self._lock:
+        with self._lock.take():
             phase.failures += 1
             enough = phase.state is _State.HALF_OPEN or phase.failures >= self._failures
             if phase is not self._phase or phase.state is _State.OPEN or not enough:
@@ -133,7 +134,7 @@ class Breaker:
         log.error("the session storage does not answer: calls are refused until it does")
 
     def _answered(self, phase: _Phase) -> None:
-        with self._lock:
+        with self._lock.take():
             phase.failures = 0
             if phase is not self._phase or phase.state is not _State.HALF_OPEN:
                 return
@@ -172,7 +173,7 @@ class Breaker:
             if not stop.is_set():
                 log.exception("probing the session storage failed")
             return False
-        with self._lock:
+        with self._lock.take():
             if not stop.is_set():
                 self._prober = None
                 self._phase = _Phase(_State.HALF_OPEN)
@@ -192,14 +193,8 @@ class Breaker:
 
     def _start_over(self) -> None:
         """A forked child has no thread, and may have inherited a held lock."""
-        vars(self).pop("_lock", None)
+        self._lock = Lock()
         self._prober = None
-
-    def __getattr__(self, name: str) -> threading.Lock:
-        # Made when first used: after a fork, gevent may take over before that, and not before.
-        if name != "_lock":
-            raise AttributeError(name)
-        return vars(self).setdefault(name, threading.Lock())  # type: ignore[no-any-return]
 
 
 def begin_budget(seconds: float | None = None) -> None:

@@ -5,16 +5,15 @@ They keep the threads of a process from overwriting one another; other processes
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from . import forks
+from .locks import Lock
 
 #: Enough that two sessions at once seldom share a lock.
 _SIZE = 256
-# Made when first used: after a fork, gevent may take over before that, and not before.
-_locks: dict[int, threading.Lock] = {}
+_locks: dict[int, Lock] = {}
 
 
 @contextmanager
@@ -23,7 +22,8 @@ def held(*keys: str) -> Iterator[None]:
     forks.look()
     with ExitStack() as stack:
         for index in sorted({hash(key) % _SIZE for key in keys}):
-            stack.enter_context(_locks.get(index) or _locks.setdefault(index, threading.Lock()))
+            lock = _locks.get(index) or _locks.setdefault(index, Lock())
+            stack.enter_context(lock.take())
         yield
 
 

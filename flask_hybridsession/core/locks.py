@@ -9,12 +9,12 @@ a lock has an object in hand, and when that object is gone, so is the hold.
 from __future__ import annotations
 
 import gc
+import os
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from inspect import CO_GENERATOR
-from types import FrameType
+from types import FrameType, GeneratorType
 from typing import Any
 from weakref import ref
 
@@ -22,16 +22,18 @@ from .errors import ProviderUnavailable
 
 #: Seconds that one waits who does not say how long.
 _PATIENCE = 60.0
-#: Seconds between two tries, at most.
+#: Seconds between two tries, at first at most.
 _PAUSE = 0.0005
 #: Seconds after which one who waits is let in before those who come by.
 _HUNGER = 0.003
 #: Seconds after which one who waits looks for holds that ended calls have kept.
 _DOUBT = 0.05
+#: Seconds after which none of them is left: who looks has them all in hand for a moment.
+_CERTAIN = 1.0
 
 
 class Hold:
-    """The right to go on: ``with lock.take():``, or give it back to ``lock.free`` by hand."""
+    """The right to go on: ``with lock.take():``."""
 
     __slots__ = ("__weakref__", "_lock")
 
@@ -44,47 +46,49 @@ class Hold:
     def __exit__(self, *_: object) -> None:
         lock = self._lock()
         if lock is not None:
+            lock._after()
+            lock.holder = 0
             lock.free.append(self)
 
     def __del__(self) -> None:
         lock = self._lock()
         if lock is not None:
-            lock._lose()
+            lock._renew()
 
 
 class Lock:
     """Held by one thread at a time, or by ``number`` of them; not to be nested.
 
-    ``lost`` is called for a hold that was not given back, before it is free again: by whichever
-    thread notices, so it may not wait.
+    ``after`` is called before it is free again. Of a hold that is lost that is done by whichever
+    thread notices, so it may not wait. ``busy`` is what one is told who waited in vain.
     """
 
-    def __init__(self, number: int = 1, lost: Callable[[], object] | None = None) -> None:
-        self._lost = lost
+    def __init__(
+        self,
+        number: int = 1,
+        *,
+        after: Callable[[], object] = lambda: None,
+        busy: str = "another thread of this process takes too long",
+    ) -> None:
+        self._after = after
+        self._busy = busy
         self._self = ref(self)
         self._number = number
-        #: What can be had. ``free.pop()`` takes, ``free.append(hold)`` gives back.
+        #: What can be had.
         self.free: list[Hold] = []
-        self._known: list[ref[Hold]] = []
-        #: The thread that has it, if it says so: it would wait for itself.
+        #: The thread that has taken it last: it would wait for itself.
         self.holder = 0
         # Who has waited for long: threads in a tight loop would keep him out for ever.
         self._hungry: ref[_Wait] | None = None
         for _ in range(number):
-            self._renew()
+            self.free.append(Hold(self._self))
 
     def _renew(self) -> None:
-        hold = Hold(self._self)
-        self._known = [known for known in self._known if known() is not None] + [ref(hold)]
-        self.free.append(hold)
-
-    def _lose(self) -> None:
         try:
-            if self._lost is not None:
-                self._lost()
+            self._after()
         finally:
             self.holder = 0
-            self._renew()
+            self.free.append(Hold(self._self))
 
     def is_free(self) -> bool:
         """Whether nobody holds it at the moment."""
@@ -101,17 +105,20 @@ class Lock:
         """Wait for a hold, ``patience`` seconds at most; then raise ``ProviderUnavailable``."""
         if self._hungry is None:
             try:
-                return self.free.pop()
+                hold = self.free.pop()
             except IndexError:
                 pass
+            else:
+                self.holder = threading.get_ident()
+                return hold
         return self._wait(patience)
 
     def _wait(self, patience: float) -> Hold:
         wait = _Wait(patience)
         while True:
             wait.sleep()
-            first = self._hungry and self._hungry()
-            if first is None or first is wait:
+            first = self._hungry() if self._hungry is not None else None
+            if first is None or first is wait or first.has_left():
                 try:
                     hold = self.free.pop()
                 except IndexError:
@@ -119,22 +126,26 @@ class Lock:
                         self._hungry = ref(wait)
                 else:
                     self._hungry = None
+                    self.holder = threading.get_ident()
                     return hold
             if wait.is_in_doubt():
-                clear_frames(*self._known)
-                if self.holder == threading.get_ident() and not self.free:
-                    raise ProviderUnavailable("this very thread is in the middle of a write")
+                clear_frames()
+                if wait.seconds() > _CERTAIN and self._is_mine():
+                    raise ProviderUnavailable("this very thread is in the middle of it")
             if wait.is_over():
-                raise ProviderUnavailable("another thread of this process takes too long")
+                raise ProviderUnavailable(self._busy)
+
+    def _is_mine(self) -> bool:
+        return self._number == 1 and self.holder == threading.get_ident() and not self.free
 
 
 class _Wait:
     """One who waits: ever longer naps, and a look at what is wrong now and then."""
 
-    __slots__ = ("__weakref__", "_begun", "_looks_at", "_patience", "_pause")
+    __slots__ = ("__weakref__", "_begun", "_looks_at", "_patience", "_pause", "_seen")
 
     def __init__(self, patience: float) -> None:
-        self._begun = time.monotonic()
+        self._begun = self._seen = time.monotonic()
         self._patience = patience
         self._looks_at = self._begun + min(_DOUBT, patience)
         self._pause = 0.0
@@ -143,8 +154,13 @@ class _Wait:
         return time.monotonic() - self._begun
 
     def sleep(self) -> None:
+        self._seen = time.monotonic() + self._pause
         time.sleep(self._pause)
-        self._pause = min(_PAUSE, self._pause * 1.1 or 0.00002)
+        self._pause = min(self._pause * 1.1 or 0.00002, max(_PAUSE, self.seconds() / 50))
+
+    def has_left(self) -> bool:
+        """Whether he seems to wait no more: he was interrupted, too."""
+        return time.monotonic() > self._seen + _DOUBT
 
     def is_in_doubt(self) -> bool:
         """Whether it is time to look for what ended calls have kept: ever more seldom."""
@@ -164,32 +180,39 @@ def wait_until_gone(things: list[ref[Any]], patience: float) -> None:
     while any(thing() is not None for thing in things):
         wait.sleep()
         if wait.is_in_doubt():
-            clear_frames(*things)
+            clear_frames()
         elif wait.is_over():
             raise ProviderUnavailable("another thread of this process takes too long")
 
 
-def clear_frames(*things: ref[Any]) -> None:
-    """Let go of what only calls that have ended have in hand: a traceback that is kept keeps them.
+def clear_frames() -> None:
+    """Let go of what calls of this package that have ended have in hand.
 
-    A call that goes on keeps what it has.
+    A traceback that somebody keeps keeps their frames. A call that goes on keeps what it has, and
+    so does a generator that has only stopped.
     """
-    for thing in things:
-        if thing() is not None:
-            _clear(thing())
+    if (hold := _looks.try_take()) is None:
+        return  # another thread is at it
+    with hold:
+        _clear()
 
 
-def _clear(thing: Any, depth: int = 2) -> None:
-    for referrer in gc.get_referrers(thing):
-        if isinstance(referrer, FrameType):
-            if not referrer.f_code.co_flags & CO_GENERATOR:  # one goes with who iterates
-                with suppress(RuntimeError):  # it is running
-                    referrer.clear()
-        elif depth > 1 and type(referrer).__module__.startswith(_OURS):
-            _clear(referrer, depth - 1)
+def _clear() -> None:
+    there = gc.get_objects()
+    stopped = {id(thing.gi_frame) for thing in there if isinstance(thing, GeneratorType)}
+    for thing in there:
+        if isinstance(thing, FrameType) and id(thing) not in stopped and _is_ours(thing):
+            with suppress(RuntimeError):  # it is running
+                thing.clear()
+                _ = thing.f_locals  # before Python 3.13 a copy, once looked at: it is made anew
 
 
-_OURS = __name__.partition(".")[0]
+def _is_ours(frame: FrameType) -> bool:
+    return frame.f_code.co_filename.startswith(_HERE)
+
+
+_looks = Lock()
+_HERE = os.path.dirname(os.path.dirname(__file__))
 
 
 class Bell:

@@ -12,24 +12,24 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from heapq import heapify, heappop, heappush, heapreplace
+from heapq import heapify, heappop, heappush
 from math import inf
-from threading import Condition, RLock
-from typing import Any
 from weakref import WeakSet
 
 from ..core import clock, forks
 from ..core.change import Change, Record, decide
 from ..core.errors import ConfigError, KeyTaken, SessionGone
+from ..core.locks import Hold, Lock
 from ..core.provider import Lists, Locks, Provider, Reports, Users
 
 # One lock for all stores of the process, held across a fork: the child never inherits a store that
 # another thread was in the middle of changing, nor a lock that nobody is left to release.
-_lock: Any = RLock()
+_lock = Lock()
+_paused: list[Hold] = []
 os.register_at_fork(
-    before=lambda: _lock.acquire(),
-    after_in_parent=lambda: _lock.release(),
-    after_in_child=lambda: _lock.release(),
+    before=lambda: _paused.append(_lock.take()),
+    after_in_parent=lambda: _give_back(),
+    after_in_child=lambda: _give_back(),
 )
 log = logging.getLogger("flask_hybridsession")
 
@@ -59,7 +59,6 @@ class MemoryProvider(Provider, Lists, Users, Locks, Reports):
         self._aliases: dict[str, dict[str, float]] = {}  # key -> its aliases, and their ends
         self._ends = Timetable()
         self._locks: dict[str, tuple[object, float]] = {}  # key -> who holds it, until when
-        self._unlocked = Condition(_lock)
 
     def load(self, key: str, now: float) -> Record | None:
         with _alone():
@@ -75,6 +74,7 @@ class MemoryProvider(Provider, Lists, Users, Locks, Reports):
             if change.create:
                 self._vacate(key)
             self._store(record)
+            self._evict()
 
     def rename(self, old: str, new: str, now: float, alias_until: float | None = None) -> None:
         with _alone():
@@ -87,9 +87,9 @@ class MemoryProvider(Provider, Lists, Users, Locks, Reports):
             aliases = {alias: end for alias, end in aliases.items() if now < end}
             if alias_until is not None and now < alias_until:
                 aliases[record.key] = alias_until
-            self._remove(record)
             self._vacate(new)
             self._store(record._replace(key=new))
+            self._remove(record)
             for alias, end in aliases.items():
                 self._add_alias(alias, new, end)
             self._drop_ended_aliases(now)
@@ -115,9 +115,12 @@ class MemoryProvider(Provider, Lists, Users, Locks, Reports):
         with _alone():
             self._drop_ended_aliases(now)
             while len(claimed) < limit and (key := self._due.due(now)) is not None:
-                record = self._records[key]
-                self._remove(record)
-                claimed.append(record)
+                record = self._records.get(key)
+                if record is None:
+                    self._due.discard(key)
+                else:
+                    self._remove(record)
+                    claimed.append(record)
         return claimed
 
     def close(self) -> None:
@@ -133,27 +136,35 @@ class MemoryProvider(Provider, Lists, Users, Locks, Reports):
 
     def keys_of(self, user: str, now: float) -> list[str]:
         with _alone():
-            keys = self._users.get(user, ())
-            return [key for key in keys if now < self._records[key].deadline]
+            found = map(self._records.get, self._users.get(user, ()))
+            return [record.key for record in found if record and now < record.deadline]
 
     @contextmanager
     def lock(self, key: str, timeout: float, lease: float) -> Iterator[None]:
         me = object()
         give_up = time.monotonic() + timeout
-        with _alone():
-            while (wait := self._locked_for(key)) > 0:
-                left = give_up - time.monotonic()
-                if left <= 0:
-                    raise TimeoutError(f"session {key[:12]}... is locked by another request")
-                self._unlocked.wait(min(wait, left))
-            self._locks[key] = (me, time.monotonic() + lease)
+        pause = 0.0005
+        while (wait := self._try_lock(key, me, lease)) > 0:
+            left = give_up - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(f"session {key[:12]}... is locked by another request")
+            time.sleep(min(pause, wait, left))
+            pause = min(pause * 1.5, 0.02)
         try:
             yield
         finally:
             with _alone():
                 if self._locks.get(key, (None, 0.0))[0] is me:
                     del self._locks[key]
-                    self._unlocked.notify_all()
+
+    def _try_lock(self, key: str, me: object, lease: float) -> float:
+        """Have the lock, or the seconds for which somebody may still hold it."""
+        with _alone():
+            now = time.monotonic()
+            _, until = self._locks.get(key, (None, 0.0))
+            if until <= now:
+                self._locks[key] = (me, now + lease)
+            return until - now
 
     def stats(self) -> dict[str, int | float | str]:
         with _alone():
@@ -175,14 +186,16 @@ class MemoryProvider(Provider, Lists, Users, Locks, Reports):
 
     def _store(self, record: Record) -> None:
         before = self._records.get(record.key)
+        # Who is interrupted leaves marks that lead nowhere, but no session without them.
+        self._due.set(record.key, record.deadline)
+        if record.user is not None:
+            self._users.setdefault(record.user, {})[record.key] = None
         self._records[record.key] = record
         self._records.move_to_end(record.key)
-        self._due.set(record.key, record.deadline)
-        if before is None or before.user != record.user:
-            if before is not None:
-                self._forget_user(before)
-            if record.user is not None:
-                self._users.setdefault(record.user, {})[record.key] = None
+        if before is not None and before.user != record.user:
+            self._forget_user(before)
+
+    def _evict(self) -> None:
         while len(self._records) > self._max:
             self._remove(next(iter(self._records.values())))
             self._evicted += 1
@@ -204,53 +217,54 @@ class MemoryProvider(Provider, Lists, Users, Locks, Reports):
 
     def _forget_user(self, record: Record) -> None:
         if record.user is not None:
-            keys = self._users[record.user]
-            del keys[record.key]
+            keys = self._users.get(record.user, {})
+            keys.pop(record.key, None)
             if not keys:
-                del self._users[record.user]
+                self._users.pop(record.user, None)
 
     def _add_alias(self, alias: str, key: str, end: float) -> None:
-        self._targets[alias] = key
-        self._aliases.setdefault(key, {})[alias] = end
         self._ends.set(alias, end)
+        self._aliases.setdefault(key, {})[alias] = end
+        self._targets[alias] = key
 
     def _drop_alias(self, alias: str) -> None:
         key = self._targets.pop(alias, None)
         if key is not None:
             self._ends.discard(alias)
-            aliases = self._aliases[key]
-            del aliases[alias]
+            aliases = self._aliases.get(key, {})
+            aliases.pop(alias, None)
             if not aliases:
-                del self._aliases[key]
+                self._aliases.pop(key, None)
 
     def _drop_ended_aliases(self, now: float) -> None:
         while (alias := self._ends.due(now)) is not None:
             self._drop_alias(alias)
-
-    def _locked_for(self, key: str) -> float:
-        """The seconds for which somebody may still hold the lock; 0 or less: it is free."""
-        holder = self._locks.get(key)
-        return 0.0 if holder is None else holder[1] - time.monotonic()
+            self._ends.discard(alias)
 
 
 _providers: WeakSet[MemoryProvider] = WeakSet()
 
 
-def _alone() -> Any:
+def _alone() -> Hold:
     """The lock, and if this process is a fork one that nobody holds."""
     if not forks.ours[0]:
         forks.begin_anew()
-    return _lock
+    return _lock.take()
+
+
+def _give_back() -> None:
+    while _paused:
+        with _paused.pop():
+            pass
 
 
 @forks.in_child
 def _start_over() -> None:
     global _lock
-    if _lock.acquire(blocking=False):
-        _lock.release()
+    if _paused or _lock.is_free():
         return
     # Forked without Python's hooks while another thread was in the middle of a change.
-    _lock = RLock()
+    _lock = Lock()
     for provider in list(_providers):
         provider._clear()
     log.warning("this process was forked within a change of its sessions: it begins with none")
@@ -294,7 +308,7 @@ class Timetable:
             if known != queued:
                 heappop(self._heap)
             elif at > queued:
-                heapreplace(self._heap, (at, key))
+                heappush(self._heap, (at, key))  # what was there leaves in the next round
                 self._times[key] = (at, at)
             else:
                 return queued, key
@@ -307,9 +321,10 @@ class Timetable:
 
     def _shrink(self) -> None:
         if len(self._heap) > 2 * len(self._times) + 64:
-            self._heap = [(at, key) for key, (at, _) in self._times.items()]
-            heapify(self._heap)
-            self._times = {key: (at, at) for at, key in self._heap}
+            heap = [(at, key) for key, (at, _) in self._times.items()]
+            heapify(heap)
+            times = {key: (at, at) for at, key in heap}
+            vars(self).update(_heap=heap, _times=times)  # both or none
 
 
 _NEVER = (inf, inf)

@@ -461,7 +461,7 @@ def test_a_forked_child_probes_by_itself(server: Server) -> None:
 
 
 def test_a_lock_held_at_the_fork_is_not_held_in_the_child(server: Server) -> None:
-    with server.breaker._lock:
+    with server.breaker._lock.take():
         run(server.open)
 
 

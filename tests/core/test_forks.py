@@ -125,7 +125,7 @@ def use(): assert provider.count(0) == 0 and provider.load("a", 0.0) is None
     "breaker": """
 from flask_hybridsession.core.breaker import Breaker
 breaker = Breaker(lambda seconds: None)
-def hold(): return breaker._lock
+def hold(): return breaker._lock.take()
 def use():
     breaker.call(lambda seconds: None)
     breaker.close()

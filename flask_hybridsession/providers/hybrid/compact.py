@@ -19,6 +19,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
 from fcntl import LOCK_EX, LOCK_NB, flock
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -275,7 +276,11 @@ def _leases(txn: Any, image: Image) -> list[tuple[bytes, bytes]]:
 
 def _reader(txn: Any, image: Image) -> Callable[..., Any]:
     """What ``Store.read`` is, within a transaction."""
-    return lambda work, *args: work(txn, image, *args)
+    return partial(_within, txn, image)
+
+
+def _within(txn: Any, image: Image, work: Callable[..., T], *args: Any) -> T:
+    return work(txn, image, *args)
 
 
 def _never() -> None:

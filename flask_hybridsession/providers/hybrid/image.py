@@ -23,7 +23,7 @@ from ...core import forks
 from ...core.change import Record
 from ...core.errors import CorruptData
 from ...core.packing import dumps, loads
-from .inherited import leave
+from .inherited import leave, let_open
 from .log import Log, allocate, identity
 
 #: Raised by one when the layout below changes: an image of another format is made again.
@@ -397,7 +397,8 @@ def _leave_all() -> None:
     for there in list(_images.values()):
         image = there()
         if image is not None and hasattr(image, "identities"):
-            leave(image.env, image.identities)
+            leave(image.env)
+            let_open(image.identities)
     _images.clear()
 
 

@@ -15,15 +15,19 @@ _left: list[Any] = []
 _keys: set[tuple[object, ...]] = set()
 
 
-def leave(env: Any, identities: Iterable[tuple[int, int] | None]) -> None:
-    """Keep ``env`` as it is, beyond the end of the interpreter too, and let its files be opened."""
-    _left.append(env)
+def leave(thing: Any) -> None:
+    """Keep it as it is, beyond the end of the interpreter too."""
+    _left.append(thing)
     try:
         from ctypes import py_object, pythonapi
     except ImportError:  # a Python without it closes at its end: readers of the parent open anew
         pass
     else:
-        pythonapi.Py_IncRef(py_object(env))
+        pythonapi.Py_IncRef(py_object(thing))
+
+
+def let_open(identities: Iterable[tuple[int, int] | None]) -> None:
+    """Let files be opened that the parent has open."""
     if not _keys:
         _count_by_process()
     _keys.update(("ino", *identity) for identity in identities if identity is not None)

@@ -25,7 +25,7 @@ import lmdb
 
 from ...core import clock, forks, threads
 from ...core.errors import ConfigError, CorruptData, ProviderUnavailable
-from ...core.locks import Bell, Hold, Lock, wait_until_gone
+from ...core.locks import Bell, Hold, Lock, clear_frames, wait_until_gone
 from . import compact as _compact
 from .frame import pack_parts
 from .image import (
@@ -39,6 +39,7 @@ from .image import (
     read_meta,
     unpack_place,
 )
+from .inherited import leave
 from .log import Log, identity, make_private, remove
 from .opening import Opening, is_newer, synced
 from .recovery import replay
@@ -141,13 +142,14 @@ class Store:
         self._stay: Any = None
         self.epoch = -1
         # Who has it may write, open and close. Other processes are kept out by ``_lock_fd``.
-        self._turns = Lock(lost=self._unlock)
+        self._turns = Lock(after=self._end_turn)
         self._syncs = Lock()
         self._builds = Lock()
         self._starts = Lock()
         self._paused: list[Hold] = []
         self._leaving = self._ended = False
         self._lock_fd = -1
+        self._txn: Any = None
         self._locked: WeakSet[_LockFile] = WeakSet()
         self._unsynced = False
         self._bell: Bell | None = None
@@ -276,8 +278,10 @@ class Store:
         A courtesy, not a lock: who waited in vain goes on.
         """
         with self.lock_file("purge") as fd:
-            with suppress(ProviderUnavailable):
+            try:
                 take(fd, min(_SWEEPER, self.tuning.patience), 0.002)
+            except ProviderUnavailable:
+                clear_frames()  # one of ours may have kept it
             yield
             time.sleep(_COURTESY)
 
@@ -298,68 +302,58 @@ class Store:
             file.close()
 
     def _turn(self, work: Callable[..., T], args: tuple[Any, ...]) -> tuple[T, int]:
-        turns = self._turns
-        hold = turns.take(self.tuning.patience)
-        try:
-            turns.holder = threading.get_ident()
+        with self._turns.take(self.tuning.patience):
             return self._alone(work, args)
-        finally:
-            turns.holder = 0
-            turns.free.append(hold)
 
-    def _unlock(self) -> None:
-        """Let the other processes in: also when a turn was lost."""
+    def _end_turn(self) -> None:
+        """Let go of what a turn has in hand, also of one that was lost: others may go on."""
+        txn, self._txn = self._txn, None
+        if txn is not None:
+            txn.abort()
         if self._lock_fd >= 0 and forks.ours[0]:
             flock(self._lock_fd, LOCK_UN)
 
     def _alone(self, work: Callable[..., T], args: tuple[Any, ...]) -> tuple[T, int]:
-        txn = None
-        written = False
+        if self._lock_fd < 0:
+            self._prepare()
+        take(self._lock_fd, self.tuning.patience)
+        if self.image is None or self.view[EPOCH] != self.epoch:
+            self._open()
+        else:
+            self._look()
+        txn, (position, sequence, number, chain) = self._begin()
+        log, view = self.log, self.view
+        turn = Turn(txn, self.image, log, sequence, view[SYNCED], chain)
+        result = work(turn, *args)
+        if not turn.frames and not turn.dirty:
+            return result, 0
         try:
-            if self._lock_fd < 0:
-                self._prepare()
-            take(self._lock_fd, self.tuning.patience)
-            if self.image is None or self.view[EPOCH] != self.epoch:
-                self._open()
-            else:
-                self._look()
-            txn = self.image.begin(write=True)
-            place = self._place(txn)
-            if place is None:
-                txn.abort()
-                txn = None
-                self._settle()
-                txn = self.image.begin(write=True)
-                place = self._place(txn)
-                if place is None:
-                    raise _restless()
-            position, sequence, number, chain = place
-            log, view = self.log, self.view
-            turn = Turn(txn, self.image, log, sequence, view[SYNCED], chain)
-            result = work(turn, *args)
-            if not turn.frames and not turn.dirty:
-                txn.abort()
-                return result, 0
             if turn.frames:
                 data = turn.frames[0] if len(turn.frames) == 1 else b"".join(turn.frames)
-                written = True
                 log.append(data)
                 position += len(data)
             stands = pack_place(position, turn.sequence, number + 1, turn.chain)
             txn.put(META, self._beside + stands)
             txn.commit()
-            view[SEEN] = turn.sequence
-            if position > self._compact_at:
-                self._start_compaction(position)
-            return result, turn.sequence if turn.frames else 0
         except BaseException:
-            if txn is not None:
-                txn.abort()
-            if written:
-                self._cut_back()
+            txn.abort()
+            self._cut_back()
             raise
-        finally:
-            self._unlock()
+        view[SEEN] = turn.sequence
+        if position > self._compact_at:
+            self._start_compaction(position)
+        return result, turn.sequence if turn.frames else 0
+
+    def _begin(self) -> tuple[Any, tuple[int, int, int, bytes]]:
+        """A transaction, which ends with the turn, and where the image stands."""
+        for _ in range(2):
+            self._txn = txn = self.image.begin(write=True)
+            place = self._place(txn)
+            if place is not None:
+                return txn, place
+            txn.abort()
+            self._settle()
+        raise _restless()
 
     def _look(self) -> None:
         """Notice files that were deleted, moved or replaced: that changes the directory's time."""
@@ -696,8 +690,6 @@ class Store:
                 self._shut_files()
             except (OSError, lmdb.Error) as error:
                 raise self.down(error) from error
-            finally:
-                self._unlock()
 
     def _open(self, doubted: bool = False) -> None:
         """Open the files as the only writer, and recover them when that is needed."""
@@ -773,7 +765,7 @@ class Store:
             except (OSError, ConfigError, ProviderUnavailable):
                 pass  # then it is made again
             finally:
-                self._unlock()
+                self._end_turn()
                 self._shut_files()
 
     def pause(self) -> None:
@@ -798,6 +790,7 @@ class Store:
         """
         locked, fd = list(self._locked), self._lock_fd
         self._let_go()
+        leave(self._txn)
         self._reset()
         for file in locked:
             file.forget()

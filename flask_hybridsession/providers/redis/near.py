@@ -19,6 +19,7 @@ from weakref import WeakSet
 from ...core import forks, threads
 from ...core.change import Record
 from ...core.errors import ConfigError, ProviderUnavailable
+from ...core.locks import Lock
 from . import replies
 from .wire import NONSENSE, Nonsense, Push, Refused, Reply, Wire, pack
 
@@ -61,7 +62,7 @@ class Near:
 
     def _start_over(self) -> None:
         """A forked child has no thread, and does not know what happened meanwhile."""
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._records: OrderedDict[str, Record] = OrderedDict()
         self._reading: dict[str, object] = {}
         self._changing: Counter[str] = Counter()
@@ -77,7 +78,7 @@ class Near:
             return None
         record = self._records.get(key)
         if record is not None:
-            with self._lock:
+            with self._lock.take():
                 if key in self._records:
                     self._records.move_to_end(key)
         return record
@@ -89,7 +90,7 @@ class Near:
 
     def keep(self, key: str, token: object, record: Record | None) -> None:
         """Keep what was read, unless it changed, or was read by somebody else, since ``begin``."""
-        with self._lock:
+        with self._lock.take():
             if self._reading.get(key) is not token:
                 return
             del self._reading[key]
@@ -104,26 +105,26 @@ class Near:
     @contextmanager
     def changing(self, *keys: str) -> Iterator[None]:
         """Within it nothing of these is kept: another thread may see their new state already."""
-        with self._lock:
+        with self._lock.take():
             self._changing.update(keys)
         self.drop(*keys)
         try:
             yield
         finally:
-            with self._lock:
+            with self._lock.take():
                 self._changing -= Counter(keys)
             self.drop(*keys)
 
     def drop(self, *keys: str) -> None:
         """Forget these, and what is being read of them."""
-        with self._lock:
+        with self._lock.take():
             for key in keys:
                 self._reading.pop(key, None)
                 self._records.pop(key, None)
 
     def flush(self) -> None:
         """Forget all."""
-        with self._lock:
+        with self._lock.take():
             self._reading.clear()
             self._records.clear()
 
@@ -139,7 +140,7 @@ class Near:
         return len(self._records)
 
     def _listen(self) -> None:
-        with self._lock:
+        with self._lock.take():
             if self._bus is None and threads.may_start():
                 self._bus = Bus(self)
 

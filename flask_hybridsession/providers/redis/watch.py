@@ -17,6 +17,7 @@ from typing import TypeAlias
 from weakref import WeakSet
 
 from ...core.errors import ProviderUnavailable
+from ...core.locks import Lock
 from . import replies
 from .connect import Address, ask_for_master
 from .wire import NONSENSE, Nonsense, Reply, Wire, pack
@@ -52,7 +53,7 @@ class Watch:
 
     def _start_over(self) -> None:
         """A forked child has no threads, and does not know what they heard meanwhile."""
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._stopped = threading.Event()
         self._listens = False
         self._wires: set[Wire] = set()
@@ -64,7 +65,7 @@ class Watch:
         """Begin, unless that is done."""
         if self._listens:
             return
-        with self._lock:
+        with self._lock.take():
             if self._listens or self._stopped.is_set():
                 return
             self._listens = True
@@ -157,7 +158,7 @@ class Watch:
                 self._moves_until = 0.0
 
     def _switch(self, old: Node, new: Node) -> None:
-        with self._lock:
+        with self._lock.take():
             again = self.has_left(old)
             self._left[old] = monotonic() + _LEFT_FOR
             self._left.pop(new, None)

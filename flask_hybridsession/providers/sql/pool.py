@@ -15,6 +15,7 @@ from weakref import WeakSet
 
 from ...core import forks
 from ...core.errors import ConfigError, ProviderError, ProviderUnavailable
+from ...core.locks import Hold, Lock
 from .drivers import Driver, Trouble
 
 T = TypeVar("T")
@@ -193,7 +194,6 @@ class Links:
 
     _idle: list[Link]
     _pending: list[_Opening]
-    _held: int
     _forking: bool
 
     def __init__(self, driver: Driver, connect: Callable[[], Any], size: int) -> None:
@@ -213,10 +213,7 @@ class Links:
         give_up = monotonic() + seconds
         while self._forking and monotonic() < give_up:
             time.sleep(0.001)
-        permits = self._permits
-        if not permits.acquire(timeout=max(give_up - monotonic(), 0)):
-            raise ProviderUnavailable("all connections to the database are in use")
-        try:
+        with self._permits.take(max(give_up - monotonic(), 0)):
             while True:
                 link = self._take(give_up)
                 try:
@@ -228,8 +225,6 @@ class Links:
                     link.leave()
                     self._put(link)
                 time.sleep(uniform(0.0, _PAUSE))  # noqa: S311  (no secret)
-        finally:
-            permits.release()
 
     def ping(self, seconds: float) -> None:
         """Whether a connection can be made and answers. Raises ``ProviderUnavailable``."""
@@ -300,38 +295,29 @@ class Links:
     def _start_over(self) -> None:
         self._idle = []
         self._pending = []
-        self._held = 0
+        self._held: list[Hold] = []
         self._forking = False
-        vars(self).pop("_permits", None)
-
-    def __getattr__(self, name: str) -> threading.Semaphore:
-        # Made when first used: after a fork, gevent may take over before that, and not before.
-        if name != "_permits":
-            raise AttributeError(name)
-        permits = threading.Semaphore(self._size)
-        return vars(self).setdefault(name, permits)  # type: ignore[no-any-return]
+        self._permits = Lock(self._size, busy="all connections to the database are in use")
 
     def before_fork(self) -> None:
         """SQLite's locks are the process's: a child must not have what its parent has open."""
-        self._held = 0
         if self._driver.opens_at_once:
             self._forking = True  # nobody begins; who has begun ends
             give_up = monotonic() + _BEFORE_FORK
-            while self._held < self._size and self._permits.acquire(
-                timeout=max(give_up - monotonic(), 0)
-            ):
-                self._held += 1
+            with suppress(ProviderUnavailable):
+                while len(self._held) < self._size:
+                    self._held.append(self._permits.take(max(give_up - monotonic(), 0)))
             self._close_idle()
 
     def after_in_parent(self) -> None:
-        for _ in range(self._held):
-            self._permits.release()
+        while self._held:
+            with self._held.pop():
+                pass
         self._forking = False
 
     def after_in_child(self) -> None:
         # Closing one, or losing the last reference to it, would speak to the parent's server.
         _inherited.extend(self._idle)
-        _inherited.append(vars(self).get("_permits"))
         self._start_over()
 
 
@@ -340,7 +326,7 @@ class _Opening:
 
     def __init__(self, make: Callable[[], Link]) -> None:
         self._make = make
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._given_up = False
         self._link: Link | None = None
         self._error: BaseException | None = None
@@ -352,7 +338,7 @@ class _Opening:
         except BaseException as error:
             self._error = error
         else:
-            with self._lock:
+            with self._lock.take():
                 self._link = link
                 if self._given_up:
                     link.close()
@@ -361,7 +347,7 @@ class _Opening:
 
     def result(self, give_up: float) -> Link:
         if not self.done.wait(max(give_up - monotonic(), 0)):
-            with self._lock:
+            with self._lock.take():
                 self._given_up = True
                 if self._link is not None:
                     self._link.close()

@@ -13,6 +13,7 @@ from weakref import WeakSet
 from ...core import clock, forks
 from ...core.change import Change, Record
 from ...core.errors import HybridSessionError, ProviderUnavailable
+from ...core.locks import Lock
 from ...core.mirror import MOST_ROUNDS, RESERVED, restless, same
 from ...core.provider import Lists, Provider
 from .ledger import Ledger
@@ -71,7 +72,7 @@ class Follower:
 
     def _start_over(self) -> None:
         """At first, and in a child that was forked: threads stay behind, locks may be held."""
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
         self._calls: dict[int, float] = {}
@@ -87,11 +88,11 @@ class Follower:
 
     def misses(self, key: str) -> bool:
         """Whether this worker knows that ``key`` is not yet in step."""
-        with self._lock:
+        with self._lock.take():
             return self._all or key in self._missed
 
     def stats(self) -> dict[str, int | float | str]:
-        with self._lock:
+        with self._lock.take():
             missed = "all" if self._all else str(len(self._missed))
             state = f"behind, {missed} to catch up" if self._behind else "in step"
         if state == "in step" and not self.may_fill():
@@ -158,7 +159,7 @@ class Follower:
 
     def _attempt(self, keys: tuple[str, ...], work: Callable[[], object]) -> bool:
         me = threading.get_ident()
-        with self._lock:
+        with self._lock.take():
             first = min(self._calls.values(), default=inf)
             stuck = monotonic() - first > STUCK
             if self._behind:
@@ -178,7 +179,7 @@ class Follower:
             self._failed(error, keys)
             return False
         finally:
-            with self._lock:
+            with self._lock.take():
                 self._calls.pop(me, None)
 
     # -- behind ---------------------------------------------------------------------------------
@@ -195,7 +196,7 @@ class Follower:
 
     def _fall_behind(self, keys: tuple[str, ...] = (), everything: bool = False) -> bool:
         """True for the one who finds out."""
-        with self._lock:
+        with self._lock.take():
             first = not self._behind
             self._behind = True
             self._all = self._all or everything
@@ -242,25 +243,25 @@ class Follower:
                 log.debug("%s is still out of date: %s", self.name, type(error).__name__)
 
     def _caught_up(self) -> bool:
-        with self._lock:
+        with self._lock.take():
             missed, everything = list(self._missed), self._all
         for key in missed:
-            with self._lock:  # before it is made up for: it may be missed again meanwhile
+            with self._lock.take():  # before it is made up for: it may be missed again meanwhile
                 self._missed.pop(key, None)
             try:
                 self._make_up(key)
             except BaseException:
-                with self._lock:
+                with self._lock.take():
                     self._miss((key,))
                 raise
         if everything or self._has_lost_all():
             self._take_in_all()
             self.target.vouch(clock.now())
-        with self._lock:
+        with self._lock.take():
             if self._missed or self._all:
                 return False
         self._ledger.unmark({self._mark})
-        with self._lock:
+        with self._lock.take():
             self._behind = bool(self._missed or self._all)
             caught_up = not self._behind
             if caught_up:
@@ -281,7 +282,7 @@ class Follower:
     def _take_in_all(self) -> None:
         if not isinstance(self._authority, Lists):
             raise ProviderUnavailable(f"{type(self._authority).__name__} cannot list its sessions")
-        with self._lock:
+        with self._lock.take():
             self._all = False
         try:
             for key in self._ledger.open_graves():
@@ -290,7 +291,7 @@ class Follower:
                 if key not in RESERVED:
                     self._bring(key, clock.now())
         except BaseException:
-            with self._lock:
+            with self._lock.take():
                 self._all = True
             raise
 
@@ -311,7 +312,7 @@ class Follower:
             self._wait_to_inherit()
 
     def _wait_to_inherit(self) -> None:
-        with self._lock:
+        with self._lock.take():
             if self._heir is None or not self._heir.is_alive():
                 self._heir = threading.Thread(
                     target=self._inherit, name=f"sessions: {self.name}", daemon=True

@@ -68,7 +68,7 @@ class Clockwork:
         self._bell: Bell  # made by the thread: by then gevent has taken over, if it does
         #: What it has not slept for yet.
         self._noticed: list[float] = []
-        #: What is due before that is to be noticed. Nothing is while no thread runs.
+        #: What is due before that is to be noticed, says the thread. Nothing is while none runs.
         self._wakes_at = -inf
         #: When requests do its work again, where there is no thread.
         self._sweeps_at = -inf
@@ -96,7 +96,6 @@ class Clockwork:
             forks.begin_anew()
         if deadline < self._wakes_at:
             self._noticed.append(deadline)
-            self._wakes_at = deadline
             self._bell.ring()
 
     def let_pass(self, deadline: float) -> None:
@@ -140,7 +139,7 @@ class Clockwork:
             self._bell = Bell()
             self.runs = True
             while self._place is place:  # after a fork, gevent's threads run in the child, too
-                self._wakes_at = inf
+                self._wakes_at = clock.now() + LONGEST_SLEEP
                 self._sleep(self.tick(clock.unless_replaced))
         finally:
             if self._place is place:

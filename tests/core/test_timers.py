@@ -10,13 +10,14 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from math import inf
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 
-from flask_hybridsession.core import clock
+from flask_hybridsession.core import clock, timers
 from flask_hybridsession.core.timers import LONGEST_PAUSE, LONGEST_SLEEP, SLICE, Clockwork
 from flask_hybridsession.testing import FakeClock, fake_clock
 
@@ -202,6 +203,99 @@ def test_after_an_end_that_nobody_expects_it_starts_again() -> None:
     wait_for(lambda: work.runs, "the start")
 
 
+class Interrupted(BaseException):
+    """From outside, as KeyboardInterrupt is."""
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_interrupted_start_makes_neither_two_nor_none(
+    begun: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, start = Clockwork(), threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        if begun:
+            start(thread)
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        for _ in range(3):
+            with suppress(Interrupted):
+                work.start()
+    work.start()
+    wait_for(lambda: work.runs and len(threads_of(work)) == 1, "one thread")
+
+
+def test_interrupted_at_any_bytecode_it_goes_on() -> None:
+    """Whoever is interrupted on the way of a request, the next one finds all in order."""
+    work, due = Clockwork(), Due()
+    work.watch(due)
+    work.start()
+    wait_for(lambda: work.runs, "the start")
+
+    def request() -> None:
+        work.start()
+        work.let_pass(clock.now() + 100)
+        work.notice(clock.now() - 1)
+
+    for number in range(1, interrupted_at(request, 0) + 1):
+        interrupted_at(request, number)
+        due.swept.clear()
+        due.deadlines = [clock.now()]
+        request()
+        wait_for(lambda: due.swept, f"the sweep after {number}", LONGEST_SLEEP * 0.8)
+    assert len(threads_of(work)) == 1
+
+
+def interrupted_at(request: Callable[[], object], number: int) -> int:
+    """Raise at that bytecode of this module's; how many there were until then."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal count
+        if frame.f_code.co_filename != timers.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        count += event == "opcode"
+        if event == "opcode" and count == number:
+            raise Interrupted
+        return trace
+
+    sys.settrace(trace)
+    try:
+        request()
+    except Interrupted:
+        pass
+    finally:
+        sys.settrace(None)
+    return count
+
+
+def test_a_sweep_is_waited_for_when_the_clock_was_put_back(fake_clock: FakeClock) -> None:
+    """What is stored now is long past by the clock by which that sweep began."""
+    work, due = Clockwork(), Due(clock.now())
+    begun, go_on = threading.Event(), threading.Event()
+    sweep = due.sweep
+
+    def slowly(now: float, limit: int) -> int:
+        begun.set()
+        assert go_on.wait(30)
+        return sweep(now, limit)
+
+    due.sweep = slowly  # type: ignore[method-assign]
+    work.watch(due)
+    sweeping = threading.Thread(target=work.tick)
+    sweeping.start()
+    assert begun.wait(30)
+    work.let_pass(clock.now() + 1)
+    fake_clock.advance(-3600)
+    threading.Timer(0.05, go_on.set).start()
+    work.let_pass(clock.now() + 1)
+    assert go_on.is_set()
+    sweeping.join()
+
+
 def test_what_is_noticed_is_destroyed_on_time() -> None:
     work, due = Clockwork(), Due()
     work.watch(due)
@@ -221,7 +315,7 @@ def test_a_nearer_deadline_wakes_it_and_a_later_one_does_not() -> None:
     due = Due(now + 1000)
     work.watch(due)
     work.start()
-    wait_for(lambda: due.limits and work._wakes_at < inf, "the first sweep")
+    wait_for(lambda: due.limits, "the first sweep")
     sweeps = len(due.limits)
     for later in range(100):
         work.notice(now + 2000 + later)

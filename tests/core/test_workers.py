@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -143,6 +147,33 @@ def test_a_hook_of_gunicorn_that_is_set_is_called(load: str, site: Site) -> None
         wait_for(lambda: len(site.noted("hook")) == 4, "the hook of all workers")
 
 
+@pytest.mark.parametrize("command", ["routes", "sessions stats", "shell"])
+def test_a_command_tells_nobody(command: str, site: Site) -> None:
+    run = [sys.executable, "-m", "flask", "--app", SITE, *command.split()]
+    subprocess.run(run, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, check=True)
+    assert site.noted("loaded")
+    assert not site.told()
+    assert not site.noted("runs while it loads")
+
+
+def test_a_reloader_tells_nobody_and_its_child_at_the_first_request(site: Site) -> None:
+    flask = [sys.executable, "-m", "flask", "--app", SITE, "run", "--reload", "--no-debugger"]
+    program = Program(
+        sys.executable,
+        "pip install flask",
+        lambda port, folder: ["env", "--chdir", str(ROOT), *flask, "--port", str(port)],
+        is_open,
+    )
+    with serving(program) as server:
+        assert not site.told()
+        child = int(get(server.port))
+        wait_for(lambda: len(site.told()) >= DUE, "all to be told")
+        assert {pid for pid, _, _ in site.noted("told")} == {child}
+        assert server._process is not None
+        assert child != server._process.pid
+        os.kill(child, signal.SIGTERM)
+
+
 @pytest.mark.parametrize("mode", UWSGI)
 def test_uwsgi(mode: str, site: Site) -> None:
     needs(uwsgi(site))
@@ -188,6 +219,15 @@ def test_uwsgi_without_threads(mode: str, site: Site, monkeypatch: pytest.Monkey
         output = (server._folder / "output").read_text()
         loads = len(site.noted("loaded"))
         assert 1 <= output.count("uWSGI runs no threads here") <= loads + len(UWSGI["default"])
+
+
+def is_open(port: int) -> bool:
+    """Whether it serves: asked without a request."""
+    try:
+        socket.create_connection((HOST, port), 1).close()
+    except OSError:
+        return False
+    return True
 
 
 def get(port: int) -> str:

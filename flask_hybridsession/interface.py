@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from flask import Flask, g, has_app_context, has_request_context, request
@@ -170,8 +171,9 @@ class HybridSessionInterface(SessionInterface):
         if not self._checked:
             self.current()
             self._on_first_request(app)
-            clockwork.notice()  # what fell due while nobody ran is told now
             self._checked = True
+        if not clockwork.runs and not _is_a_test(request.environ):
+            clockwork.attend()  # what fell due while nobody ran is told now
         if (
             self.manager.settings.sign_cookie
             and not app.secret_key
@@ -321,6 +323,17 @@ class HybridSessionInterface(SessionInterface):
             log.info("SESSION_COOKIE_CODEC: decode raised %s", type(error).__name__)
             return ""
         return sid if isinstance(sid, str) else ""
+
+
+def _is_a_test(environ: Mapping[str, Any]) -> bool:
+    """Whether pytest runs, or Werkzeug's test client made the request: servers name themselves.
+
+    Nothing happens behind the back of a test: it destroys what is due with ``sessions.purge()``.
+    """
+    if "pytest" in sys.modules and "PYTEST_CURRENT_TEST" in os.environ:
+        return True
+    made = "REQUEST_URI" in environ and "RAW_URI" in environ
+    return made and "SERVER_SOFTWARE" not in environ
 
 
 def _policy_of_view(app: Flask) -> OnOutage | None:

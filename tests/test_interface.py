@@ -28,7 +28,7 @@ from flask_hybridsession import (
     session_destroyed,
     session_rejected,
 )
-from flask_hybridsession.core import ids
+from flask_hybridsession.core import clock, ids
 from flask_hybridsession.core.change import Change, Record
 from flask_hybridsession.core.session import Session
 from flask_hybridsession.core.timers import clockwork
@@ -895,23 +895,33 @@ def test_the_log_speaks_of_sessions_that_ended(caplog: pytest.LogCaptureFixture)
     assert not any(text in caplog.text for text in ("hidden", "secret", str(tab.cookie)))
 
 
-def test_a_date_that_a_test_freezes_destroys_nothing_alive() -> None:
-    """freezegun shows the real time to what a thread calls."""
+@pytest.mark.parametrize("brought_by", [{}, {"SERVER_SOFTWARE": "a server of the test's own"}])
+def test_in_a_test_there_is_no_clockwork(
+    brought_by: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clockwork, "runs", False)
+    monkeypatch.setattr(clockwork, "attend", lambda: pytest.fail("it starts"))
+    Site().visit(lambda: session.update(a=1), environ=brought_by)
+
+
+def test_under_a_date_that_a_test_freezes_only_a_purge_destroys() -> None:
     with freeze_time("2024-01-01") as frozen:
         site = Site(SESSION_EXPIRES=60)
         browser = site.browser()
         browser.visit(lambda: session.update(a=1))
-        sweep_in_a_thread()
+        sweep_unasked()
         assert site.records() == 1
         assert browser.do(lambda: session.get("a")) == 1
         frozen.tick(61)
         site.visit(lambda: session.update(b=1))
-        sweep_in_a_thread()
-        assert site.records() == 1, "what is due by the frozen clock goes"
+        sweep_unasked()
+        assert site.records() == 2
+        assert (site.sessions.purge(), site.records()) == (1, 1)
 
 
-def sweep_in_a_thread() -> None:
-    thread = threading.Thread(target=clockwork.tick)
+def sweep_unasked() -> None:
+    """What the clockwork's thread does, which does not see freezegun's date but the real one."""
+    thread = threading.Thread(target=clockwork.tick, args=(clock.unless_replaced,))
     thread.start()
     thread.join()
 
@@ -927,7 +937,8 @@ app.config["SESSION_DIR"] = sys.argv[1]
 HybridSession(app)
 app.add_url_rule("/", "plain", lambda: "no session here")
 session_expired.connect(lambda app, **details: told.set(), app, weak=False)
-assert app.test_client().get("/").status_code == 200
+served = {"SERVER_SOFTWARE": "somebody's"}  # a test client says nothing of the kind
+assert app.test_client().get("/", environ_overrides=served).status_code == 200
 sys.exit(0 if told.wait(30) else "nobody was told")
 """
 

@@ -9,7 +9,7 @@ from copy import copy
 from datetime import timedelta
 from typing import Any
 
-from . import clock, identity, ids
+from . import clock, forks, identity, ids
 from .breaker import own_budgets
 from .change import Record
 from .edits import Merge, merge_flashes
@@ -142,7 +142,7 @@ class Manager:
         Without a sid: the session that a sid shown belonged to until it was given a new one. It is
         served to nobody by the old one, which who planted it knows (ASVS 5.0 7.2.4).
         """
-        clockwork.notice()
+        forks.look()
         successor: Record | None = None
         for sid in presented:
             if not self._is_sid(sid):

@@ -114,6 +114,7 @@ def _create(manager: Manager, session: Session, puts: Mapping[str, bytes]) -> No
     new_user = session._new_user()
     user = None if new_user is ... else new_user
     change = Change(puts=puts, create=True, deadline=deadline, touched=now, user=user)
+    clockwork.let_pass(deadline)
     for attempt in range(3):
         key = ids.key_of(session.sid)
         try:
@@ -216,6 +217,7 @@ def _commit(
     pending = pending._replace(expects=pending.expects | ground)
     if pending.wipe and (moved := session._base.get(MOVED)):
         pending = pending._replace(puts={MOVED: moved, **pending.puts})
+    clockwork.let_pass(deadline)
     for _ in range(MOST_TRIES):
         puts, drops, expects, wipe = pending
         change = Change(puts, drops, wipe, False, expects, deadline, now, user)

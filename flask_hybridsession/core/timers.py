@@ -1,6 +1,8 @@
 """The one clockwork that destroys what is due: a daemon thread per process, for all providers.
 
-It only sweeps. That a session past its deadline is not served is judged where it is loaded.
+It only sweeps. That a session past its deadline is not served is judged where it is loaded. It
+starts by itself in a worker of a server that is known (``workers``), elsewhere with the first
+request; in a master, a command or a test there is none.
 """
 
 from __future__ import annotations
@@ -8,11 +10,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from math import inf
 from typing import Protocol
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary, ref
 
-from . import clock, forks, threads
+from . import clock, forks, threads, workers
+from .locks import Bell
 
 log = logging.getLogger("flask_hybridsession")
 
@@ -25,6 +30,11 @@ LONGEST_SLEEP = 5.0
 SHORTEST_REST = 0.5
 #: Seconds that it leaves a provider alone after an error, at most.
 LONGEST_PAUSE = 60.0
+#: Milliseconds that one who stores something waits for a sweep, at most.
+_PATIENCE = 1000
+
+#: The time; None: it cannot be told, so nothing is destroyed.
+Clock = Callable[[], float | None]
 
 
 class Swept(Protocol):
@@ -38,113 +48,139 @@ class Swept(Protocol):
 
 
 class Clockwork:
-    """Sleeps until the next deadline, sweeps in slices, survives errors and clock jumps."""
+    """Sleeps until the next deadline, sweeps in slices, survives errors and clock jumps.
+
+    No lock: whoever is interrupted, in whatever step, leaves nothing behind that others wait for.
+    """
 
     def __init__(self) -> None:
-        self._swept: WeakSet[Swept] = WeakSet()
+        self._swept: list[ref[Swept]] = []
         self._pauses: WeakKeyDictionary[Swept, tuple[float, float]] = WeakKeyDictionary()
         self._start_over()
         forks.in_child(self._start_over)
 
     def _start_over(self) -> None:
-        """A forked child has no thread, and may have inherited a held lock."""
-        vars(self).pop("_condition", None)
-        self._thread: threading.Thread | None = None
-        self._wakes_at = inf
+        """A forked child has no thread."""
+        #: Whether its thread runs. The thread itself says so.
+        self.runs = False
+        #: The one place of a thread: who takes it out runs, and puts it back.
+        self._place = [True]
+        self._bell: Bell  # made by the thread: by then gevent has taken over, if it does
+        #: What it has not slept for yet.
+        self._noticed: list[float] = []
+        #: What is due before that is to be noticed, says the thread. Nothing is while none runs.
+        self._wakes_at = -inf
+        #: When requests do its work again, where there is no thread.
         self._sweeps_at = -inf
-        self._frozen_at: float | None = None
+        #: What is due by then is being destroyed.
+        self._sweeps_to = -inf
 
-    def __getattr__(self, name: str) -> threading.Condition:
-        # Made when first used: after a fork, gevent may take over before that, and not before.
-        if name != "_condition":
-            raise AttributeError(name)
-        return vars(self).setdefault(name, threading.Condition())  # type: ignore[no-any-return]
+    # -- for who has sessions -------------------------------------------------------------------
 
     def watch(self, swept: Swept) -> None:
         """Look after ``swept`` until it is let go of."""
         forks.look()
-        with self._condition:  # a set must not grow while ``tick`` goes through it
-            self._swept.add(swept)
+        self._swept.append(ref(swept, self._forget))
+        workers.begin_when_ready(self.start)
 
     def unwatch(self, swept: Swept) -> None:
-        forks.look()
-        with self._condition:
-            self._swept.discard(swept)
+        self._forget(ref(swept))
 
-    def notice(self, deadline: float = inf) -> None:
-        """Something is due at ``deadline``; starts the thread on first use. Cheap."""
+    def _forget(self, swept: ref[Swept]) -> None:
+        with suppress(ValueError):
+            self._swept.remove(swept)
+
+    def notice(self, deadline: float) -> None:
+        """Something is due at ``deadline``. Cheap."""
         if not forks.ours[0]:
             forks.begin_anew()
-        if clock.is_frozen():
-            self._frozen_at = clock.now()
-        if self._thread is None:
-            self._start()
         if deadline < self._wakes_at:
-            with self._condition:
-                self._wakes_at = min(deadline, self._wakes_at)
-                self._condition.notify()
+            self._noticed.append(deadline)
+            self._bell.ring()
 
-    def _start(self) -> None:
-        if not threads.may_start():
-            self._sweep_here()
-            return
-        with self._condition:
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="flask-hybridsession-clockwork", daemon=True
-                )
-                self._thread.start()
+    def let_pass(self, deadline: float) -> None:
+        """Before something is stored that is due at ``deadline``: wait for a sweep that takes it.
 
-    def _sweep_here(self) -> None:
-        """In a request, without a thread: what is due by now, and not at every request."""
-        with self._condition:
-            if clock.now() < self._sweeps_at:
+        There is none unless the clock was put back since it began, by a test.
+        """
+        for _ in range(_PATIENCE):
+            if deadline > self._sweeps_to:
                 return
-            self._sweeps_at = clock.now() + LONGEST_SLEEP
-        wait = self.tick()
-        with self._condition:
-            self._sweeps_at = clock.now() + max(wait, SHORTEST_REST)
+            time.sleep(0.001)
+
+    # -- for servers ----------------------------------------------------------------------------
+
+    def start(self) -> bool:
+        """Have the thread in this process. False: it may have none."""
+        forks.look()
+        if not threads.may_start():
+            return False
+        if not self.runs:
+            threading.Thread(
+                target=self._run, name="flask-hybridsession-clockwork", daemon=True
+            ).start()
+        return True
+
+    def attend(self) -> None:
+        """For a request, while the thread does not run: start it, or do its work beside it."""
+        if not self.start() and self._sweeps_at <= clock.now():
+            self._sweeps_at = clock.now() + LONGEST_SLEEP  # not at every request
+            self._sweeps_at = clock.now() + max(self.tick(), SHORTEST_REST)
+
+    # -- the thread -----------------------------------------------------------------------------
 
     def _run(self) -> None:
+        place = self._place
+        try:
+            place.pop()
+        except IndexError:  # another one was faster
+            return
+        try:
+            self._bell = Bell()
+            self.runs = True
+            while self._place is place:  # after a fork, gevent's threads run in the child, too
+                self._wakes_at = clock.now() + LONGEST_SLEEP
+                self._sleep(self.tick(clock.unless_replaced))
+        finally:
+            if self._place is place:
+                self.runs = False
+                self._wakes_at = -inf
+                place.append(True)
+
+    def _sleep(self, seconds: float) -> None:
+        """Until then, or until what is noticed meanwhile is due."""
+        until = clock.now() + seconds
         while True:
-            with self._condition:
-                self._wakes_at = inf
-            wait = self.tick()
-            with self._condition:
-                now = clock.now()
-                # What was noticed during the sweep may be due before what the sweep found next.
-                self._wakes_at = min(self._wakes_at, now + wait)
-                self._condition.wait(max(self._wakes_at - now, 0.0))
+            self._wakes_at = until
+            while self._noticed:
+                until = min(until, self._noticed.pop())
+            left = min(until - clock.now(), LONGEST_SLEEP)
+            if left <= 0 or not self._bell.wait(left):
+                return
 
-    def tick(self) -> float:
+    # -- the work -------------------------------------------------------------------------------
+
+    def tick(self, read: Clock | None = None) -> float:
         """Sweep all that is due now. Returns how many seconds it may sleep."""
-        with self._condition:
-            swept = list(self._swept)
-        return min([LONGEST_SLEEP, *map(self._sweep, swept)])
+        read = read or clock.now
+        swept = [found for known in list(self._swept) if (found := known()) is not None]
+        try:
+            return min([LONGEST_SLEEP, *(self._sweep(each, read) for each in swept)])
+        finally:
+            self._sweeps_to = -inf
 
-    def _now(self) -> float | None:
-        """The time as requests see it; None: no request has said yet what it is.
-
-        freezegun shows threads the real time, in which what a test has made may be long past.
-        """
-        if clock.is_frozen():
-            return self._frozen_at
-        self._frozen_at = None
-        return clock.now()
-
-    def _sweep(self, swept: Swept) -> float:
-        until, pause = self._pauses.get(swept, (0.0, 1.0))
-        now = self._now()
+    def _sweep(self, swept: Swept, read: Clock) -> float:
+        now = read()
         if now is None:
             return LONGEST_SLEEP
+        until, pause = self._pauses.get(swept, (0.0, 1.0))
         if now < until <= now + LONGEST_PAUSE:
             return until - now
         try:
-            rest = 0.0
-            while gone := swept.sweep(self._now() or now, SLICE):
-                rest = SHORTEST_REST
-                if gone < SLICE:
-                    break
+            rest, gone = 0.0, SLICE
+            while gone == SLICE and (moment := self._now(read)) is not None:
+                gone = swept.sweep(moment, SLICE)
+                rest = SHORTEST_REST if gone else rest
                 time.sleep(0)  # requests of this process come first
             deadline = swept.next_deadline()
         except Exception:
@@ -153,7 +189,13 @@ class Clockwork:
             self._pauses[swept] = (now + pause, min(2 * pause, LONGEST_PAUSE))
             return pause
         self._pauses.pop(swept, None)
-        return LONGEST_SLEEP if deadline is None else max(deadline - (self._now() or now), rest)
+        return LONGEST_SLEEP if deadline is None else max(deadline - clock.now(), rest)
+
+    def _now(self, read: Clock) -> float | None:
+        """What is due by then goes. Known before it is sure: see ``let_pass``."""
+        self._sweeps_to = clock.now()
+        seen = read()
+        return None if seen is None else min(seen, self._sweeps_to)
 
 
 clockwork = Clockwork()

@@ -132,12 +132,20 @@ def use():
 """,
     "clockwork": """
 from flask_hybridsession.core.timers import clockwork
-clockwork.notice()
-thread = clockwork._thread
-def hold(): return clockwork._condition
+import time
+def runs():
+    give_up = time.monotonic() + 60
+    while not clockwork.runs:
+        assert time.monotonic() < give_up
+        time.sleep(0.001)
+clockwork.start()
+runs()
+def hold(): return threading.Lock()  # it has none itself
 def use():
     clockwork.notice(0.0)
-    assert clockwork._thread is not thread and clockwork._thread.is_alive()
+    assert not clockwork.runs
+    clockwork.start()
+    runs()
 """,
 }
 

@@ -10,13 +10,14 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from math import inf
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 
-from flask_hybridsession.core import clock
+from flask_hybridsession.core import clock, timers
 from flask_hybridsession.core.timers import LONGEST_PAUSE, LONGEST_SLEEP, SLICE, Clockwork
 from flask_hybridsession.testing import FakeClock, fake_clock
 
@@ -170,26 +171,135 @@ def test_it_lets_go(fake_clock: FakeClock) -> None:
 
 
 def threads_of(work: Clockwork) -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread is work._thread]
+    return [thread for thread in threading.enumerate() if vars(thread).get("_target") == work._run]
 
 
-def test_the_thread_starts_on_first_use_only() -> None:
+def test_only_a_start_starts_it_and_once() -> None:
     work = Clockwork()
     work.watch(Due())
-    assert work._thread is None
-    many = [threading.Thread(target=work.notice) for _ in range(8)]
+    work.notice(clock.now())
+    assert not threads_of(work)
+    many = [threading.Thread(target=work.start) for _ in range(8)]
     for thread in many:
         thread.start()
     for thread in many:
         thread.join()
-    assert len(threads_of(work)) == 1
+    wait_for(lambda: work.runs and len(threads_of(work)) == 1, "one thread")
     assert threads_of(work)[0].daemon
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_after_an_end_that_nobody_expects_it_starts_again() -> None:
+    work, due = Clockwork(), Due()
+    due.errors.append(SystemExit())  # type: ignore[arg-type]
+    work.watch(due)
+    for _ in range(3):
+        seen = len(due.limits)
+        work.start()
+        wait_for(lambda seen=seen: len(due.limits) > seen and not threads_of(work), "its end")
+        assert not work.runs
+    due.errors.clear()
+    work.start()
+    wait_for(lambda: work.runs, "the start")
+
+
+class Interrupted(BaseException):
+    """From outside, as KeyboardInterrupt is."""
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_interrupted_start_makes_neither_two_nor_none(
+    begun: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, start = Clockwork(), threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        if begun:
+            start(thread)
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        for _ in range(3):
+            with suppress(Interrupted):
+                work.start()
+    work.start()
+    wait_for(lambda: work.runs and len(threads_of(work)) == 1, "one thread")
+
+
+def test_interrupted_at_any_bytecode_it_goes_on() -> None:
+    """Whoever is interrupted on the way of a request, the next one finds all in order."""
+    work, due = Clockwork(), Due()
+    work.watch(due)
+    work.start()
+    wait_for(lambda: work.runs, "the start")
+
+    def request() -> None:
+        work.start()
+        work.let_pass(clock.now() + 100)
+        work.notice(clock.now() - 1)
+
+    for number in range(1, interrupted_at(request, 0) + 1):
+        interrupted_at(request, number)
+        due.swept.clear()
+        due.deadlines = [clock.now()]
+        request()
+        wait_for(lambda: due.swept, f"the sweep after {number}", LONGEST_SLEEP * 0.8)
+    assert len(threads_of(work)) == 1
+
+
+def interrupted_at(request: Callable[[], object], number: int) -> int:
+    """Raise at that bytecode of this module's; how many there were until then."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal count
+        if frame.f_code.co_filename != timers.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        count += event == "opcode"
+        if event == "opcode" and count == number:
+            raise Interrupted
+        return trace
+
+    sys.settrace(trace)
+    try:
+        request()
+    except Interrupted:
+        pass
+    finally:
+        sys.settrace(None)
+    return count
+
+
+def test_a_sweep_is_waited_for_when_the_clock_was_put_back(fake_clock: FakeClock) -> None:
+    """What is stored now is long past by the clock by which that sweep began."""
+    work, due = Clockwork(), Due(clock.now())
+    begun, go_on = threading.Event(), threading.Event()
+    sweep = due.sweep
+
+    def slowly(now: float, limit: int) -> int:
+        begun.set()
+        assert go_on.wait(30)
+        return sweep(now, limit)
+
+    due.sweep = slowly  # type: ignore[method-assign]
+    work.watch(due)
+    sweeping = threading.Thread(target=work.tick)
+    sweeping.start()
+    assert begun.wait(30)
+    work.let_pass(clock.now() + 1)
+    fake_clock.advance(-3600)
+    threading.Timer(0.05, go_on.set).start()
+    work.let_pass(clock.now() + 1)
+    assert go_on.is_set()
+    sweeping.join()
 
 
 def test_what_is_noticed_is_destroyed_on_time() -> None:
     work, due = Clockwork(), Due()
     work.watch(due)
-    work.notice()
+    work.start()
     wait_for(lambda: due.limits, "the first sweep")
     for wait in (0.15, 0.05, 0.1):
         due.swept.clear()
@@ -204,8 +314,8 @@ def test_a_nearer_deadline_wakes_it_and_a_later_one_does_not() -> None:
     work, now = Clockwork(), clock.now()
     due = Due(now + 1000)
     work.watch(due)
-    work.notice(now + 1000)
-    wait_for(lambda: due.limits and work._wakes_at < inf, "the first sweep")
+    work.start()
+    wait_for(lambda: due.limits, "the first sweep")
     sweeps = len(due.limits)
     for later in range(100):
         work.notice(now + 2000 + later)
@@ -219,7 +329,7 @@ def test_it_survives_what_a_provider_raises(caplog: pytest.LogCaptureFixture) ->
     work, bad = Clockwork(), Due()
     bad.errors.append(RuntimeError("no luck"))
     work.watch(bad)
-    work.notice()
+    work.start()
     wait_for(lambda: "no luck" in caplog.text, "the error")
     bad.errors.clear()
     bad.deadlines = [clock.now()]
@@ -229,15 +339,15 @@ def test_it_survives_what_a_provider_raises(caplog: pytest.LogCaptureFixture) ->
 def test_a_forked_child_starts_its_own() -> None:
     work, due = Clockwork(), Due()
     work.watch(due)
-    work.notice()
+    work.start()
     wait_for(lambda: due.limits, "the first sweep")
     due.deadlines = [clock.now() + 0.05]
-    with work._condition:  # held at the fork
-        child = os.fork()
+    child = os.fork()
     if child == 0:
         try:
-            alone = work._thread is None
+            alone = not work.runs
             work.notice(due.deadlines[0])
+            work.start()
             wait_for(lambda: due.swept, "the sweep")
             os._exit(0 if alone else 2)
         finally:
@@ -253,7 +363,7 @@ def run(code: str, *args: str) -> str:
     return done.stdout
 
 
-def test_no_thread_before_the_first_request() -> None:
+def test_no_thread_before_the_first_request_of_a_server() -> None:
     code = """
 import threading
 from flask import Flask, session
@@ -267,13 +377,16 @@ app.add_url_rule("/", view_func=lambda: "")
 app.add_url_rule("/write", endpoint="w", view_func=lambda: str(session.update(a=1)))
 print(len(names()))
 client = app.test_client()
-client.get("/")
+client.get("/write")
+print(len(names()))
+served = {"SERVER_SOFTWARE": "somebody's"}
+client.get("/", environ_overrides=served)
 print(len(names()))
 for _ in range(3):
-    client.get("/write")
+    client.get("/write", environ_overrides=served)
 print(len(names()))
 """
-    assert run(code).split() == ["0", "0", "1", "1"]
+    assert run(code).split() == ["0", "0", "0", "1", "1"]
 
 
 # -- with real providers and servers -------------------------------------------------------------
@@ -314,7 +427,10 @@ TWO = (
 import time
 directory, out, count = sys.argv[1:]
 apps = [make_app(directory, out) for _ in range(2)]
-keys = [apps[n % 2].test_client().get("/new").text for n in range(int(count))]
+served = {"SERVER_SOFTWARE": "one of two"}
+keys = [
+    apps[n % 2].test_client().get("/new", environ_overrides=served).text for n in range(int(count))
+]
 print(*keys, sep="\\n", flush=True)
 sys.stdin.read()
 """

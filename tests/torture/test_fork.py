@@ -61,9 +61,9 @@ def make_app() -> Flask:
             file.write(f"{os.getpid()}\n")
 
     session_expired.connect(note, app, weak=False)
-    # In the master: the store is open, its keeper and the clockwork run, when it forks.
+    # In the master: the store is open, and its keeper runs, when it forks.
     assert app.test_client().get("/").json["count"] == 1
-    assert clockwork._thread is not None
+    assert not clockwork.runs
     return app
 
 
@@ -314,13 +314,16 @@ def test_c14_the_clockwork_of_a_child_sweeps(tmp_path: Path) -> None:
         return "stored"
 
     app.test_client().get("/")
-    assert clockwork._thread is not None
+    clockwork.start()
+    until(lambda: clockwork.runs)
 
     manager = sessions._manager()
     clockwork.unwatch(manager)  # here nobody sweeps from now on
 
     def child() -> None:
+        assert not clockwork.runs
         clockwork.watch(manager)
+        clockwork.start()
         app.config["short"] = True
         app.test_client().get("/")
         assert sessions.count() == 2

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -47,7 +48,7 @@ def as_somebody(work: Callable[[], object]) -> str:
         except ConfigError as error:
             text = str(error)
         except BaseException as error:
-            text = repr(error)
+            text = f"{error!r} at {traceback.extract_tb(error.__traceback__).format()}"
         finally:
             os.write(writing, text.encode())
             os._exit(0)

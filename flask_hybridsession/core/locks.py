@@ -46,7 +46,8 @@ class Hold:
     def __exit__(self, *_: object) -> None:
         lock = self._lock()
         if lock is not None:
-            lock._after()
+            if lock._after is not None:
+                lock._after()
             lock.holder = 0
             lock.free.append(self)
 
@@ -67,7 +68,7 @@ class Lock:
         self,
         number: int = 1,
         *,
-        after: Callable[[], object] = lambda: None,
+        after: Callable[[], object] | None = None,
         busy: str = "another thread of this process takes too long",
     ) -> None:
         self._after = after
@@ -85,7 +86,8 @@ class Lock:
 
     def _renew(self) -> None:
         try:
-            self._after()
+            if self._after is not None:
+                self._after()
         finally:
             self.holder = 0
             self.free.append(Hold(self._self))

@@ -9,6 +9,7 @@ import ast
 import shutil
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,11 +53,16 @@ class Arrow(NamedTuple):
 
 def violations(package: Path) -> list[str]:
     """Every breach of the law in the package at that path, in words."""
-    trees = {_module(file, package): ast.parse(file.read_text()) for file in package.rglob("*.py")}
+    trees = {_module(file, package): _parse(file.read_text()) for file in package.rglob("*.py")}
     arrows = [arrow for name in sorted(trees) for arrow in _arrows(name, trees[name], package)]
     found = [f"{arrow}: {why}" for arrow in arrows for why in _judge(arrow)]
     found += [why for name in sorted(trees) for why in _judge_uses(name, trees[name])]
     return found + [f"a circle: {' -> '.join(circle)}" for circle in _circles(arrows)]
+
+
+@cache
+def _parse(text: str) -> ast.Module:
+    return ast.parse(text)
 
 
 # The judgement
@@ -272,10 +278,10 @@ BREACHES = {
 }
 
 
-@pytest.fixture
-def copy(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package with three more providers, lawful so far."""
-    copy = tmp_path / NAME
+    copy = tmp_path_factory.mktemp("copy") / NAME
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     providers = copy / "providers"
     (providers / "three").mkdir(parents=True)
@@ -290,7 +296,11 @@ def copy(tmp_path: Path) -> Path:
 def test_a_breach_is_found(copy: Path, name: str) -> None:
     file, code, said = BREACHES[name]
     breached = copy / file
-    before = breached.read_text() if breached.exists() else ""
-    breached.write_text(f"{before}\n{code}\n")
+    before = breached.read_text() if breached.exists() else None
+    breached.write_text(f"{before or ''}\n{code}\n")
     found = violations(copy)
+    if before is None:
+        breached.unlink()
+    else:
+        breached.write_text(before)
     assert any(said in why for why in found), found

@@ -64,7 +64,7 @@ def test_flipped_while_nobody_has_it(
     join(start(opened_as, fast_path, expected, closed))
     for seed in rounds(1):
         dice = random.Random(seed)
-        for _ in range(60):
+        for _ in range(20):
             size = (fast_path / "image").stat().st_size
             page = dice.randrange(size // 4096) * 4096
             flip(fast_path / "image", (page + dice.randrange(dice.choice((16, 80, 4096)))) * 8)

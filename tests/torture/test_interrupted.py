@@ -16,8 +16,10 @@ from types import CodeType, FrameType
 from typing import Any
 
 import pytest
+from flask import Flask
 
 import flask_hybridsession
+from flask_hybridsession import HybridSession, session
 from flask_hybridsession.core.change import Change
 from flask_hybridsession.core.errors import SessionGone
 from flask_hybridsession.providers.hybrid import HybridProvider
@@ -211,3 +213,88 @@ def test_at_any_bytecode(scene: Scene, work: str, kept: bool, minutes: float) ->
             raise AssertionError(f"interrupted at {tracer.place}, bytecode {number}") from problem
     errors.clear()
     assert scene.provider.check() == []
+
+
+class InRequests:
+    """An app, a visitor, and the threads of others."""
+
+    def __init__(self, app: Flask, sessions: HybridSession) -> None:
+        self.app = app
+        self.sessions = sessions
+        self.client = app.test_client()
+        self.count = 0
+
+    def count_up(self) -> None:
+        self.client.get("/count")
+
+    def log_in(self) -> None:
+        self.client.get("/login")
+
+    def log_out(self) -> None:
+        self.client.get("/logout")
+
+    def end(self) -> None:
+        self.sessions.destroy_user("ada")
+
+    def check_is_well(self) -> None:
+        before = int(self.client.get("/look").get_data())
+        assert before in (0, self.count, self.count + 1), "it is the state before or after"
+        assert self.client.get("/count").get_data() == b"%d" % (before + 1)
+        self.count = before + 1
+        with ThreadPoolExecutor(1) as other:
+            client = self.app.test_client()
+            assert other.submit(lambda: client.get("/login").get_data()).result(20) == b"ok"
+            assert other.submit(lambda: client.get("/logout").get_data()).result(20) == b"ok"
+
+
+@pytest.fixture(params=["memory", "hybrid"])
+def requests(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[InRequests]:
+    app = Flask(__name__)
+    app.config.update(SESSION_TYPE=request.param, SESSION_DIR=str(tmp_path / "sessions"))
+    sessions = HybridSession(app)
+    app.testing = True  # what interrupts a view is not caught
+
+    @app.get("/look")
+    def look() -> str:
+        return str(session.get("n", 0))
+
+    @app.get("/count")
+    def count() -> str:
+        session["n"] = session.get("n", 0) + 1
+        return str(session["n"])
+
+    @app.get("/login")
+    def login() -> str:
+        session.login("ada")
+        return "ok"
+
+    @app.get("/logout")
+    def logout() -> str:
+        session.logout()
+        return "ok"
+
+    yield InRequests(app, sessions)
+    sessions.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("work", ["count_up", "log_in", "log_out", "end"])
+def test_within_a_request(requests: InRequests, work: str, minutes: float) -> None:
+    do = getattr(requests, work)
+    requests.log_in()
+    requests.check_is_well()
+    do()
+    requests.log_in()
+    requests.check_is_well()
+    whole = Tracer()
+    assert whole.run(do) is None
+    assert whole.count > 100
+    for number in range(1, whole.count + 1, 1 if minutes else 3 * STRIDE):
+        requests.log_in()
+        requests.count = int(requests.client.get("/look").get_data())
+        tracer = Tracer(number)
+        tracer.run(do)
+        try:
+            requests.check_is_well()
+        except BaseException as problem:
+            raise AssertionError(f"interrupted at {tracer.place}, bytecode {number}") from problem

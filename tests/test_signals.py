@@ -13,6 +13,7 @@ from flask import session as flask_session
 from flask_hybridsession import signals
 from flask_hybridsession.core import ids
 from flask_hybridsession.core.session import Session
+from flask_hybridsession.core.timers import clockwork
 from flask_hybridsession.testing import FakeClock, fake_clock
 from tests.core.test_timers import wait_for
 from tests.site import Browser, Site
@@ -124,6 +125,7 @@ def test_expired(site: Site, heard: Heard, fake_clock: FakeClock) -> None:
 
 
 def test_expiry_is_announced_by_itself(site: Site, heard: Heard) -> None:
+    clockwork.start()  # as servers do, and tests do not
     site.visit(lambda: (session.update(a=1), setattr(session, "lifetime", 0.05)))
     wait_for(lambda: any(name == "expired" for name, _ in heard), "the clockwork")
     assert names(heard) == ["created", "expired"]

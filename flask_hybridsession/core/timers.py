@@ -103,9 +103,9 @@ class Clockwork:
 
         There is none unless the clock was put back since it began, by a test.
         """
-        for _ in range(_PATIENCE):
-            if deadline > self._sweeps_to:
-                return
+        left = _PATIENCE
+        while deadline <= self._sweeps_to and left:
+            left -= 1
             time.sleep(0.001)
 
     # -- for servers ----------------------------------------------------------------------------

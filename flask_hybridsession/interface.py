@@ -326,14 +326,14 @@ class HybridSessionInterface(SessionInterface):
 
 
 def _is_a_test(environ: Mapping[str, Any]) -> bool:
-    """Whether pytest runs, or Werkzeug's test client made the request: servers name themselves.
+    """Whether no server made the request (they name themselves), but pytest or a test client.
 
     Nothing happens behind the back of a test: it destroys what is due with ``sessions.purge()``.
     """
-    if "pytest" in sys.modules and "PYTEST_CURRENT_TEST" in os.environ:
-        return True
-    made = "REQUEST_URI" in environ and "RAW_URI" in environ
-    return made and "SERVER_SOFTWARE" not in environ
+    if "SERVER_SOFTWARE" in environ:
+        return False
+    werkzeugs = "REQUEST_URI" in environ and "RAW_URI" in environ
+    return werkzeugs or ("pytest" in sys.modules and "PYTEST_CURRENT_TEST" in os.environ)
 
 
 def _policy_of_view(app: Flask) -> OnOutage | None:

@@ -895,13 +895,17 @@ def test_the_log_speaks_of_sessions_that_ended(caplog: pytest.LogCaptureFixture)
     assert not any(text in caplog.text for text in ("hidden", "secret", str(tab.cookie)))
 
 
-@pytest.mark.parametrize("brought_by", [{}, {"SERVER_SOFTWARE": "a server of the test's own"}])
-def test_in_a_test_there_is_no_clockwork(
-    brought_by: dict[str, str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("brought_by", "starts"), [({}, 0), ({"SERVER_SOFTWARE": "a server in a test's thread"}, 1)]
+)
+def test_a_test_client_starts_no_clockwork(
+    brought_by: dict[str, str], starts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    attended: list[bool] = []
     monkeypatch.setattr(clockwork, "runs", False)
-    monkeypatch.setattr(clockwork, "attend", lambda: pytest.fail("it starts"))
+    monkeypatch.setattr(clockwork, "attend", lambda: attended.append(True))
     Site().visit(lambda: session.update(a=1), environ=brought_by)
+    assert len(attended) == starts
 
 
 def test_under_a_date_that_a_test_freezes_only_a_purge_destroys() -> None:

@@ -28,8 +28,9 @@ class State(NamedTuple):
 class Op(NamedTuple):
     """One request: what was asked with which id, when (seconds), and what was answered.
 
-    Answers: of ``read`` the values and the user, or None for nobody; of ``login`` and ``rename``
-    the new id, or None; of all others whether it was stored.
+    ``create`` begins the session under this very id, if there is none. Answers: of ``read`` the
+    values and the user, or None for nobody; of ``login`` and ``rename`` the new id, or None; of all
+    others whether it was stored.
     """
 
     kind: str
@@ -89,6 +90,11 @@ def _with(state: State, name: str, number: int) -> tuple[tuple[str, int], ...]:
 
 def apply(state: State, op: Op) -> Iterator[State]:
     """The states after it, if it happens now; none, if its answer says otherwise."""
+    if op.kind == "create":
+        if op.answer is not (state.sid is None) and op.answer is not UNKNOWN:
+            return
+        yield State(op.sid) if state.sid is None else state
+        return
     if state.sid != op.sid:
         # Whoever shows an id that is dead, or not yet there, is nobody, and changes nothing.
         if op.answer in (None, False) or op.answer is UNKNOWN or op.kind in ("logout", "clear"):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from http.client import HTTPException
 from math import inf
 from pathlib import Path
@@ -17,10 +19,16 @@ from typing import Any
 
 import pytest
 
+from flask_hybridsession.core.provider import Provider
+from flask_hybridsession.providers.hybrid import HybridProvider
+from flask_hybridsession.providers.redis import RedisProvider
+from flask_hybridsession.providers.sql import SqlProvider
 from tests.overlap.web import Browser, Server
+from tests.providers.sql.databases import emptied
 from tests.servers import Server as Backend
 from tests.servers import postgresql_url
 
+from .clerks import hire, read_journals
 from .history import UNKNOWN, Op, State, explains, smallest, story
 
 SITE = Path(__file__).with_name("site_history.py")
@@ -133,3 +141,115 @@ def test_an_order_explains_all_answers(
             session.judge()
             count += len(session.ops)
     print(f"{count} operations, all explained")
+
+
+# The providers themselves
+
+
+class Firm:
+    """Processes that work on a provider, and what goes wrong for them meanwhile."""
+
+    def __init__(self, make: Callable[[], Provider], folder: Path, stretch: float) -> None:
+        self.make = make
+        self.folder = folder
+        self.stretch = stretch
+        self.hired = 0
+        self.pids: list[int] = []
+
+    def hire(self, until: float) -> None:
+        self.hired += 1
+        name = f"{self.hired:06}"
+        self.pids.append(hire(self.make, self.folder, name, self.stretch, until))
+
+    def kill(self, pid: int) -> None:
+        self.pids.remove(pid)
+        os.kill(pid, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) in (0, -signal.SIGKILL)
+
+    def end(self) -> None:
+        for pid in self.pids:
+            assert os.waitpid(pid, 0)[1] == 0
+
+    def judge(self) -> int:
+        count = 0
+        for ops in read_journals(self.folder):
+            count += len(ops)
+            if not explains(State(None), ops):
+                few = story(smallest(State(None), ops))
+                pytest.fail(f"no order explains:\n{few}\n\nAll of it:\n{story(ops)}")
+        return count
+
+
+class Copies:
+    """Older files of a store, put in the place of those that are there."""
+
+    def __init__(self, directory: Path, folder: Path) -> None:
+        self.directory = directory
+        self.folder = folder
+        folder.mkdir()
+
+    def __call__(self, random_: random.Random) -> None:
+        name = random_.choice(["log", "image", "image-lock", "sync"])
+        old = self.folder / name
+        if old.exists() and name != "sync":
+            old.replace(self.directory / name)
+        with suppress(FileNotFoundError):
+            shutil.copy(self.directory / name, old)
+
+
+def nothing(_: random.Random) -> None:
+    """Only workers are killed."""
+
+
+@pytest.fixture(params=["hybrid", "hybrid, older files", "redis", "redis, frozen", "postgresql"])
+def place(
+    request: pytest.FixtureRequest, fast_path: Path, tmp_path: Path
+) -> tuple[Callable[[], Provider], float, Callable[[random.Random], None]]:
+    """How a provider is made; how long clerks work on one session; and what goes wrong."""
+    kind, _, fault = request.param.partition(", ")
+    if kind == "hybrid":
+        directory = fast_path / "sessions"
+        make = partial(HybridProvider, directory, compact_bytes=200_000, compact_factor=1.1)
+        copies = Copies(directory, fast_path / "older")
+        return make, 0.01, copies if fault else nothing
+    if kind == "postgresql":
+        url = postgresql_url(request.getfixturevalue("postgresql_server"))
+        emptied(url).close()
+        return partial(SqlProvider, url, budget=20.0), 0.04, nothing
+    server: Backend = request.getfixturevalue("redis_server")
+    make = partial(
+        RedisProvider, f"redis://{server.address}/0", key_prefix=f"{tmp_path.name}:", budget=2.0
+    )
+
+    def freeze(random_: random.Random) -> None:
+        server.freeze()
+        time.sleep(random_.uniform(0.01, 0.3))
+        server.thaw()
+
+    return make, 0.02, freeze if fault else nothing
+
+
+def test_an_order_explains_what_providers_do(
+    place: Any, fast_path: Path, rounds: Callable[[int], Iterator[int]], minutes: float
+) -> None:
+    make, stretch, fault = place
+    count = 0
+    for seed in rounds(1):
+        random_ = random.Random(seed)
+        folder = fast_path / f"journals-{seed}"
+        folder.mkdir()
+        firm = Firm(make, folder, stretch)
+        until = time.monotonic() + (10 if minutes else 1.5)
+        for _ in range(3):
+            firm.hire(until)
+        while time.monotonic() < until - 0.3:
+            time.sleep(random_.uniform(0.02, 0.2))
+            fault(random_)
+            if random_.random() < 0.5:
+                firm.kill(random_.choice(firm.pids))
+                firm.hire(until)
+        firm.end()
+        count += firm.judge()
+        shutil.rmtree(folder)
+        print(f"{count} operations, all explained")
+    assert count > 100

@@ -527,9 +527,12 @@ def test_under_load(here: Site, fault: str) -> None:
     # What the machine is busy with costs every route the same; what a store costs, only some.
     if fault == "frozen":
         assert median(waited(first)) <= BUDGET + 0.05 + slowest(free["until open"])
-    assert slowest(first) <= 2 * (BUDGET + slowest(free["until open"]))
-    late = [reply for reply in quick if reply.took > BUDGET + slowest(free["open"])]
-    assert len(late) <= len(quick) / 100, "but for what a busy machine delays"
+    for replies, bound in (
+        (first, 2 * (BUDGET + slowest(free["until open"]))),
+        (quick, BUDGET + slowest(free["open"])),
+    ):
+        late = [reply for reply in replies if reply.took > bound]
+        assert len(late) <= 1 + len(replies) // 100, "but for what a busy machine delays"
     assert median(r.took for r in quick) <= BUSY + 2 * median(r.took for r in free["open"])
     usual = median(reply.took for reply in free["before"])
     for name in ("until open", "open"):

@@ -423,7 +423,7 @@ def test_a_file_that_is_deleted(
         value(on_file)
     with closing(SqlProvider(f"sqlite:///{file}")) as init:
         init.create_tables()
-    assert other.put(1) == "SessionGone"
+    wait_until_it_answers(lambda: notices(other, "SessionGone"))
     with closing(SqlProvider(f"sqlite:///{file}")) as fresh:
         fresh.commit(KEY, Change(create=True, puts={"n": b"new"}), NOW)
         for number in range(200):
@@ -442,8 +442,9 @@ def test_a_file_that_is_deleted(
         assert raw.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
-def notices(counter: Counter) -> None:
-    if counter.put(0) != "TablesMissing":
+def notices(counter: Counter, answer: str = "TablesMissing") -> None:
+    """It looks where its file is every hundredth of a second."""
+    if counter.put(0) != answer:
         raise ProviderUnavailable("not yet")
 
 

@@ -201,9 +201,10 @@ def clear_frames() -> None:
 
 def _clear() -> None:
     there = gc.get_objects()
-    stopped = {id(thing.gi_frame) for thing in there if isinstance(thing, GeneratorType)}
+    # By type(): whether it is an instance, a weak proxy would ask what is gone.
+    stopped = {id(thing.gi_frame) for thing in there if type(thing) is GeneratorType}
     for thing in there:
-        if isinstance(thing, FrameType) and id(thing) not in stopped and _is_ours(thing):
+        if type(thing) is FrameType and id(thing) not in stopped and _is_ours(thing):
             with contextlib.suppress(RuntimeError):  # it is running
                 thing.clear()
                 _ = thing.f_locals  # before Python 3.13 a copy, once looked at: it is made anew

@@ -6,7 +6,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from weakref import ref
+from weakref import proxy, ref
 
 import pytest
 
@@ -123,6 +123,13 @@ def test_a_frame_that_a_traceback_keeps(monkeypatch: pytest.MonkeyPatch) -> None
     with ThreadPoolExecutor(1) as other:
         assert other.submit(lock.take, 20).result(20) is not None
     assert kept.value is not None
+
+
+def test_weak_proxies_of_what_is_gone_are_passed_by() -> None:
+    gone = proxy(Lock())
+    clear_frames()
+    with pytest.raises(ReferenceError):
+        gone.is_free()
 
 
 def test_a_call_that_goes_on_keeps_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,13 +22,13 @@ from .errors import ProviderUnavailable
 
 #: Seconds that one waits who does not say how long.
 _PATIENCE = 60.0
-#: Seconds between two tries, at first at most.
-_PAUSE = 0.0005
-#: Seconds after which one who waits is let in before those who come by.
-_HUNGER = 0.003
-#: Seconds after which one who waits looks for holds that ended calls have kept.
-_DOUBT = 0.05
-#: Seconds after which none of them is left: who looks has them all in hand for a moment.
+#: After so many times that he was woken in vain, or seconds, he goes before those who come by.
+#: Not at once: to hand the lock over takes a switch of threads, in which nobody has it.
+_VAIN, _HUNGER = 4, 0.25
+#: Seconds without any progress after which one who waits looks for what ended calls have kept; and
+#: of a nap, at first and at most: whoever was to wake him may have been interrupted.
+_DOUBT, _LONGEST = 0.05, 1.0
+#: Seconds after which none of that is left: who looks has all of it in hand for a moment.
 _CERTAIN = 1.0
 
 
@@ -50,6 +50,8 @@ class Hold:
                 lock._after()
             lock.holder = 0
             lock.free.append(self)
+            if lock._queue:
+                lock._wake()
 
     def __del__(self) -> None:
         lock = self._lock()
@@ -77,19 +79,11 @@ class Lock:
         self._number = number
         #: What can be had.
         self.free: list[Hold] = []
-        #: The thread that has taken it last: it would wait for itself.
-        self.holder = 0
-        # Who has waited for long: threads in a tight loop would keep him out for ever.
-        self._hungry: ref[_Wait] | None = None
+        #: Who waits, and for longest first.
+        self._queue: list[ref[_Wait]] = []
+        #: The thread that has taken it last: it would wait for itself. And how often it was taken.
+        self.holder = self.taken = 0
         for _ in range(number):
-            self.free.append(Hold(self._self))
-
-    def _renew(self) -> None:
-        try:
-            if self._after is not None:
-                self._after()
-        finally:
-            self.holder = 0
             self.free.append(Hold(self._self))
 
     def is_free(self) -> bool:
@@ -105,85 +99,157 @@ class Lock:
 
     def take(self, patience: float = _PATIENCE) -> Hold:
         """Wait for a hold, ``patience`` seconds at most; then raise ``ProviderUnavailable``."""
-        if self._hungry is None:
+        if not self._queue:
             try:
                 hold = self.free.pop()
             except IndexError:
                 pass
             else:
                 self.holder = threading.get_ident()
+                self.taken += 1
                 return hold
         return self._wait(patience)
 
     def _wait(self, patience: float) -> Hold:
         wait = _Wait(patience)
-        while True:
-            wait.sleep()
-            first = self._hungry() if self._hungry is not None else None
-            if first is None or first is wait or first.has_left():
-                try:
-                    hold = self.free.pop()
-                except IndexError:
-                    if wait.seconds() > _HUNGER:
-                        self._hungry = ref(wait)
-                else:
-                    self._hungry = None
-                    self.holder = threading.get_ident()
-                    return hold
-            if wait.is_in_doubt():
-                clear_frames()
-                if wait.seconds() > _CERTAIN and self._is_mine():
-                    raise ProviderUnavailable("this very thread is in the middle of it")
-            if wait.is_over():
-                raise ProviderUnavailable(self._busy)
+        me = ref(wait)
+        self._queue.append(me)
+        try:
+            while True:
+                first = self._first()
+                if first is None or first is wait or not first.is_hungry():
+                    hold = self.try_take()
+                    if hold is not None:
+                        self.holder = threading.get_ident()
+                        self.taken += 1
+                        return hold
+                if wait.is_over():
+                    raise ProviderUnavailable(self._busy)
+                wait.sleep()
+                if wait.is_in_doubt(self.taken):
+                    clear_frames()
+                    if wait.seconds() > _CERTAIN and self._is_mine():
+                        raise ProviderUnavailable("this very thread is in the middle of it")
+        finally:
+            with contextlib.suppress(ValueError):
+                self._queue.remove(me)
+            if self.free:  # for another one
+                self._wake()
+
+    def _first(self) -> _Wait | None:
+        while self._queue:
+            there = self._queue[0]
+            first = there()
+            if first is not None and not first.has_left():
+                return first
+            with contextlib.suppress(ValueError):
+                self._queue.remove(there)
+        return None
+
+    def _wake(self) -> None:
+        first = self._first()
+        if first is not None:
+            first.bell.ring()
+
+    def _renew(self) -> None:
+        try:
+            if self._after is not None:
+                self._after()
+        finally:
+            self.holder = 0
+            self.free.append(Hold(self._self))
+            self._wake()
 
     def _is_mine(self) -> bool:
         return self._number == 1 and self.holder == threading.get_ident() and not self.free
 
 
-class _Wait:
-    """One who waits: ever longer naps, and a look at what is wrong now and then."""
+class Bell:
+    """Wakes one thread that sleeps. To ring it takes no lock that could be kept."""
 
-    __slots__ = ("__weakref__", "_begun", "_looks_at", "_patience", "_pause", "_seen")
+    def __init__(self) -> None:
+        self._silence = threading.Lock()
+        self._silence.acquire()
+
+    def ring(self) -> None:
+        """Wake it, or keep it from the next sleep."""
+        with contextlib.suppress(RuntimeError):  # it rings already
+            self._silence.release()
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep, but ``seconds`` at most; whether the bell rang."""
+        return self._silence.acquire(timeout=max(0.0, min(seconds, threading.TIMEOUT_MAX)))
+
+
+class _Wait:
+    """One who waits: he sleeps until he is woken, or by himself after an ever longer nap."""
+
+    __slots__ = (
+        "__weakref__",
+        "_begun",
+        "_nap",
+        "_patience",
+        "_seen",
+        "_taken",
+        "_until",
+        "_woken",
+        "bell",
+    )
 
     def __init__(self, patience: float) -> None:
+        self.bell = Bell()
         self._begun = self._seen = time.monotonic()
         self._patience = patience
-        self._looks_at = self._begun + min(_DOUBT, patience)
-        self._pause = 0.0
+        self._nap = _DOUBT
+        self._until = self._begun + _DOUBT
+        self._taken = -1
+        self._woken = 0
 
     def seconds(self) -> float:
         return time.monotonic() - self._begun
 
-    def sleep(self) -> None:
-        self._seen = time.monotonic() + self._pause
-        time.sleep(self._pause)
-        self._pause = min(self._pause * 1.1 or 0.00002, max(_PAUSE, self.seconds() / 50))
-
-    def has_left(self) -> bool:
-        """Whether he seems to wait no more: he was interrupted, too."""
-        return time.monotonic() > self._seen + _DOUBT
-
-    def is_in_doubt(self) -> bool:
-        """Whether it is time to look for what ended calls have kept: ever more seldom."""
-        now = time.monotonic()
-        if now < self._looks_at:
-            return False
-        self._looks_at = now + (now - self._begun)
-        return True
+    def is_hungry(self) -> bool:
+        return self._woken > _VAIN or self.seconds() > _HUNGER
 
     def is_over(self) -> bool:
         return self.seconds() > self._patience
 
+    def sleep(self) -> None:
+        nap = min(self._nap, max(0.0, self._begun + self._patience - time.monotonic()) + 0.001)
+        self._seen = time.monotonic() + nap
+        if self.bell.wait(nap):
+            self._woken += 1
+        else:
+            self._nap = min(2 * self._nap, _LONGEST)
+
+    def has_left(self) -> bool:
+        """Whether he seems to wait no more: he was interrupted, too."""
+        return time.monotonic() > self._seen + _LONGEST
+
+    def is_in_doubt(self, taken: int) -> bool:
+        """Whether nobody has got on since the last look, some time ago."""
+        now = time.monotonic()
+        if taken != self._taken:
+            self._taken, self._until = taken, now + _DOUBT
+            return False
+        if now < self._until:
+            return False
+        self._until = now + (now - self._begun)
+        return True
+
 
 def wait_until_gone(things: list[ref[Any]], patience: float) -> None:
     """Wait until nobody has any of these in hand. Raises ``ProviderUnavailable``."""
-    wait = _Wait(patience)
+    begun = time.monotonic()
+    pause, look = 0.00002, _DOUBT
     while any(thing() is not None for thing in things):
-        wait.sleep()
-        if wait.is_in_doubt():
+        time.sleep(pause)
+        pause = min(pause * 1.1, 0.0005)
+        waited = time.monotonic() - begun
+        if waited > look:
             clear_frames()
-        elif wait.is_over():
+            look = 2 * waited
+        elif waited > patience:
             raise ProviderUnavailable("another thread of this process takes too long")
 
 
@@ -217,20 +283,3 @@ def _is_ours(frame: FrameType) -> bool:
 
 _looks = Lock()
 _HERE = os.path.dirname(os.path.dirname(__file__))
-
-
-class Bell:
-    """Wakes one thread that sleeps. To ring it takes no lock that could be kept."""
-
-    def __init__(self) -> None:
-        self._silence = threading.Lock()
-        self._silence.acquire()
-
-    def ring(self) -> None:
-        """Wake it, or keep it from the next sleep."""
-        with contextlib.suppress(RuntimeError):  # it rings already
-            self._silence.release()
-
-    def wait(self, seconds: float) -> bool:
-        """Sleep, but ``seconds`` at most; whether the bell rang."""
-        return self._silence.acquire(timeout=max(0.0, min(seconds, threading.TIMEOUT_MAX)))

@@ -283,7 +283,7 @@ def test_from_settings(tmp_path: Path) -> None:
         assert provider.authority._max == 7
         kinds = [type(other) for other in provider.others]
         assert kinds == [HybridProvider, Rows, MemoryProvider]
-        assert provider.others[0].count(0.0) == 0
+        create(provider.others[0], 0.0)
         assert (tmp_path / "sessions" / "log").exists()
 
 

@@ -22,6 +22,7 @@ from flask import Flask, session
 from flask_hybridsession import ConfigError, HybridSession, session_expired
 from flask_hybridsession.core.change import Change, Record
 from flask_hybridsession.core.errors import ProviderError
+from flask_hybridsession.core.timers import clockwork
 from flask_hybridsession.providers.hybrid import HybridProvider
 from flask_hybridsession.providers.hybrid.frame import HEADER_SIZE, VERSION
 from flask_hybridsession.providers.hybrid.image import Image
@@ -458,6 +459,7 @@ def test_c17_each_expiry_is_told_by_one_app(tmp_path: Path) -> None:
 
     session_expired.connect(note, plain)
     session_expired.connect(note, other)
+    clockwork.start()  # in a test it does not by itself
     for _ in range(20):
         plain.test_client().get("/count")
         other.test_client().get("/count")

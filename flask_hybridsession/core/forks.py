@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from .locks import Lock
+from .locks import Lock, start_over
 
 #: Linux's MADV_WIPEONFORK: a child finds zeros, however it was made. Python does not name it.
 _WIPE_ON_FORK = 18
@@ -59,6 +59,9 @@ def in_child(function: Callable[[], None]) -> Callable[[], None]:
     """
     _functions.append(function)
     return function
+
+
+in_child(start_over)
 
 
 def look() -> None:

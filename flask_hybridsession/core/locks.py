@@ -137,8 +137,7 @@ class Lock:
                 self._wake()
 
     def _first(self) -> _Wait | None:
-        while self._queue:
-            there = self._queue[0]
+        for there in list(self._queue):
             first = there()
             if first is not None and not first.has_left():
                 return first
@@ -259,10 +258,15 @@ def clear_frames() -> None:
     A traceback that somebody keeps keeps their frames. A call that goes on keeps what it has, and
     so does a generator that has only stopped.
     """
-    if (hold := _looks.try_take()) is None:
+    if (hold := _looks[0].try_take()) is None:
         return  # another thread is at it
     with hold:
         _clear()
+
+
+def start_over() -> None:
+    """In a forked child, where another thread may have been at it."""
+    _looks[0] = Lock()
 
 
 def _clear() -> None:
@@ -281,5 +285,5 @@ def _is_ours(frame: FrameType) -> bool:
     return name.startswith(_HERE) or name == contextlib.__file__  # it has our generators in hand
 
 
-_looks = Lock()
+_looks = [Lock()]
 _HERE = os.path.dirname(os.path.dirname(__file__))

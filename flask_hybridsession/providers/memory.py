@@ -29,7 +29,7 @@ _paused: list[Hold] = []
 os.register_at_fork(
     before=lambda: _paused.append(_lock.take()),
     after_in_parent=lambda: _give_back(),
-    after_in_child=lambda: _give_back(),
+    after_in_child=lambda: _forget_lock(),
 )
 log = logging.getLogger("flask_hybridsession")
 
@@ -258,13 +258,19 @@ def _give_back() -> None:
             pass
 
 
+def _forget_lock() -> None:
+    """In a child, threads that wait for it are not there."""
+    global _lock
+    _lock = Lock()
+    _paused.clear()
+
+
 @forks.in_child
 def _start_over() -> None:
-    global _lock
     if _paused or _lock.is_free():
         return
     # Forked without Python's hooks while another thread was in the middle of a change.
-    _lock = Lock()
+    _forget_lock()
     for provider in list(_providers):
         provider._clear()
     log.warning("this process was forked within a change of its sessions: it begins with none")

@@ -27,7 +27,7 @@ from flask_hybridsession.providers.hybrid import HybridProvider
 NOW = 1_700_000_000.0
 PACKAGE = str(Path(flask_hybridsession.__file__).parent)
 #: Every so many of the bytecodes are tried; all with --torture-minutes.
-STRIDE = 61
+STRIDE = 97
 
 
 class Interrupted(BaseException):

@@ -606,12 +606,12 @@ def test_without_a_merge_the_later_list_counts_whole(server: Server) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "/eager"])
-def test_a_thousand_changes_of_lifetime_at_once(server: Server, prefix: str) -> None:
+def test_many_changes_of_lifetime_at_once(server: Server, prefix: str) -> None:
     """One sid, at most one cookie in each answer, no error; the last one counts."""
     browser = Browser(server, prefix=prefix)
     browser.ok("/set?kept=value")
     sid = browser.cookie
-    paths = [f"/set?seconds={1000 + number}" for number in range(1000)]
+    paths = [f"/set?seconds={1000 + number}" for number in range(300)]
     answers = send_all(browser, paths)
     assert {(answer.status, *answer.cookies) for answer in answers} == {(200, sid)}
     seen = browser.ok("/look")

@@ -186,9 +186,13 @@ class Copies:
     def __init__(self, directory: Path, folder: Path) -> None:
         self.directory = directory
         self.folder = folder
+        self.again_at = 0.0
         folder.mkdir()
 
     def __call__(self, random_: random.Random) -> None:
+        if time.monotonic() < self.again_at:
+            return  # two at once, and nothing tells what was there
+        self.again_at = time.monotonic() + 0.4
         name = random_.choice(["log", "image", "image-lock", "sync"])
         old = self.folder / name
         if old.exists() and name != "sync":

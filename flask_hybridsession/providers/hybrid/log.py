@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from errno import EINVAL, ENOSPC, ENOTSUP, EOPNOTSUPP
+from io import FileIO
 from mmap import ACCESS_READ, mmap
 from zlib import crc32
 
@@ -37,6 +38,7 @@ class Log:
     """An open log file of one generation. Closed when nobody refers to it any more."""
 
     def __init__(self, fd: int, header: Header) -> None:
+        self._file = FileIO(fd)  # it is closed even if ``__del__`` is interrupted
         self.fd = fd
         self.header = header
         self.generation = header.generation
@@ -49,7 +51,7 @@ class Log:
 
     def __del__(self) -> None:
         # By reference count: another thread may be in fdatasync while a new generation begins.
-        os.close(self.fd)
+        self._file.close()
 
     @classmethod
     def create(cls, path: str, header: Header) -> Log:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from errno import EDQUOT, ENOSPC
 from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
+from io import FileIO
 from math import inf
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakSet
@@ -843,22 +844,21 @@ class _LockFile:
     """An open file to lock. Its lock goes with it."""
 
     def __init__(self, path: str) -> None:
-        self.fd = files.open_file(path)
+        self._file = FileIO(files.open_file(path))
+        self.fd = self._file.fileno()
 
     def close(self) -> None:
-        if self.fd >= 0:
+        if not self._file.closed:
             # Not by closing alone: a child that was forked meanwhile has the file too.
             flock(self.fd, LOCK_UN)
-            self.forget()
+            self._file.close()
 
     def forget(self) -> None:
         """Close it in a child, where the lock is the parent's."""
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
+        self._file.close()
 
     def __del__(self) -> None:
-        if getattr(self, "fd", -1) >= 0:
+        if hasattr(self, "fd"):
             self.close()
 
 

@@ -9,6 +9,7 @@ import os
 import secrets
 from contextlib import suppress
 from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN, flock
+from io import FileIO
 from mmap import mmap
 from struct import Struct
 from typing import Any
@@ -84,7 +85,8 @@ class Words:
     """The shared numbers: ``words[SYNCED]``. Each is 8 bytes, aligned, so never seen in halves."""
 
     def __init__(self, path: str) -> None:
-        self.fd = open_file(path)
+        self._file = FileIO(open_file(path))  # it is closed even if ``__del__`` is interrupted
+        self.fd = self._file.fileno()
         self.identity = identity(self.fd)
         if os.fstat(self.fd).st_size > _SIZE:
             os.ftruncate(self.fd, _SIZE)
@@ -166,5 +168,5 @@ class Words:
         if hasattr(self, "view"):
             self.view.release()
             self._map.close()
-        if hasattr(self, "fd"):
-            os.close(self.fd)
+        if hasattr(self, "_file"):
+            self._file.close()

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from math import inf
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -68,14 +69,13 @@ def use(path: Path, **options: object) -> None:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """A directory that others can come to."""
-    for above in (tmp_path, *tmp_path.parents):
-        if above.owner() == "root" and not above.stat().st_mode & 1:
-            above.chmod(0o711)
-    path = tmp_path / "place"
-    path.mkdir(0o700)
-    return path
+def place() -> Iterator[Path]:
+    """A directory that others can come to: not pytest's, which it takes from them time and again."""
+    with TemporaryDirectory() as folder:
+        os.chmod(folder, 0o711)
+        path = Path(folder, "place")
+        path.mkdir(0o700)
+        yield path
 
 
 def test_a_directory_that_anybody_can_write_is_refused(tmp_path: Path) -> None:
@@ -331,7 +331,7 @@ def test_roots_commands_beside_a_service_of_another_user(place: Path, tmp_path: 
         assert done.returncode == (2 if words[-1] == "check" else 0), done.stderr
         assert list(place.parent.iterdir()) == [], f"{words}, where nothing is there"
     for _ in range(2):  # the second time it starts again
-        with a_service(place, tmp_path / "stop"):
+        with a_service(place, place.parent.parent / "stop"):
             for words in COMMANDS:
                 done = flask(tmp_path, place, *words)
                 assert done.returncode == 0, (words, done.stdout, done.stderr)

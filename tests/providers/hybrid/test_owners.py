@@ -70,7 +70,7 @@ def use(path: Path, **options: object) -> None:
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A directory that others can come to: not pytest's, which it takes from them time and again."""
+    """A directory that others can come to: pytest takes its own from them, time and again."""
     with TemporaryDirectory() as folder:
         os.chmod(folder, 0o711)
         path = Path(folder, "place")

@@ -6,6 +6,7 @@ It looks at one moment, beside readers and writers, and changes nothing.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from .store import Store
 
 LOST = "log: it is lost, or not the one that the image was made from"
-_TRIES = 20
+#: Looks at a store that a compaction changes, and seconds between two of them.
+_TRIES, _PAUSE = 50, 0.01
 #: Sessions named; of more only the number is told.
 _NAMED = 20
 
@@ -51,8 +53,10 @@ def faults(store: Store) -> list[str]:
                 txn.abort()
         except (lmdb.Error, CorruptData) as error:
             return [f"image: it cannot be read: {error}"]
-        # A compaction may have put a new log there since the transaction began.
+        # A compaction may have put a new log there since the transaction began, or be about to put
+        # the image beside it.
         del image, txn
+        time.sleep(_PAUSE)
     return [LOST]
 
 

@@ -163,6 +163,13 @@ class Lock:
         return self._number == 1 and self.holder == threading.get_ident() and not self.free
 
 
+def give_back(holds: list[Hold]) -> None:
+    """Give back all that somebody has kept, and keep none."""
+    while holds:
+        with holds.pop():
+            pass
+
+
 class Bell:
     """Wakes one thread that sleeps. To ring it takes no lock that could be kept."""
 

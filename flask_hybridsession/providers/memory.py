@@ -19,7 +19,7 @@ from weakref import WeakSet
 from ..core import clock, forks
 from ..core.change import Change, Record, decide
 from ..core.errors import ConfigError, KeyTaken, SessionGone
-from ..core.locks import Hold, Lock
+from ..core.locks import Hold, Lock, give_back
 from ..core.provider import Lists, Locks, Provider, Reports, Users
 
 # One lock for all stores of the process, held across a fork: the child never inherits a store that
@@ -28,7 +28,7 @@ _lock = Lock()
 _paused: list[Hold] = []
 os.register_at_fork(
     before=lambda: _paused.append(_lock.take()),
-    after_in_parent=lambda: _give_back(),
+    after_in_parent=lambda: give_back(_paused),
     after_in_child=lambda: _forget_lock(),
 )
 log = logging.getLogger("flask_hybridsession")
@@ -250,12 +250,6 @@ def _alone() -> Hold:
     if not forks.ours[0]:
         forks.begin_anew()
     return _lock.take()
-
-
-def _give_back() -> None:
-    while _paused:
-        with _paused.pop():
-            pass
 
 
 def _forget_lock() -> None:

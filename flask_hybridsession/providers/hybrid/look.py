@@ -9,11 +9,10 @@ the log says, in our own memory, what will be made of it.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from fcntl import LOCK_NB, LOCK_SH, LOCK_UN, flock
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from fcntl import LOCK_SH, LOCK_UN, flock
+from typing import Any, NamedTuple, TypeVar
 
 import lmdb
 
@@ -23,16 +22,13 @@ from .image import FORMAT, Image, Meta, boot_id, is_whole, read_meta
 from .log import Log
 from .opening import is_newer
 from .recovery import replay
+from .store import Store, take
 from .words import POISONED, SEEN, STORE, SYNCED, is_blank, is_of, peek
-
-if TYPE_CHECKING:
-    from .store import Store
 
 T = TypeVar("T")
 
 #: Seconds that a worker may hold the writers' lock, to recover the store, before we give up.
 _RECOVERY = 120.0
-_PAUSE = 0.0005
 _AGAIN = "; the next start makes it again from the log"
 
 
@@ -221,19 +217,8 @@ def _between_turns(store: Store) -> Iterator[None]:
         yield
         return
     try:
-        _share(fd, max(_RECOVERY, store.tuning.patience))
+        take(fd, max(_RECOVERY, store.tuning.patience), kind=LOCK_SH)
         yield
     finally:
         flock(fd, LOCK_UN)  # not by closing alone: a child forked meanwhile has the file too
         os.close(fd)
-
-
-def _share(fd: int, patience: float) -> None:
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            return flock(fd, LOCK_SH | LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise ProviderUnavailable("a worker is writing for too long") from None
-        time.sleep(_PAUSE)

@@ -26,7 +26,7 @@ import lmdb
 
 from ...core import clock, forks, threads
 from ...core.errors import ConfigError, CorruptData, ProviderUnavailable
-from ...core.locks import Bell, Hold, Lock, clear_frames, wait_until_gone
+from ...core.locks import Bell, Hold, Lock, clear_frames, give_back, wait_until_gone
 from . import compact as _compact
 from . import files, owners
 from .age import Age
@@ -228,9 +228,7 @@ class Store:
         image: Image | None = self.image
         mine = None if image is None else image.again()
         self.image = image = None
-        others = open_images(self.path("image"), mine)
-        if any(other() is not None for other in others):
-            wait_until_gone(others, self.tuning.patience)
+        wait_until_gone(open_images(self.path("image"), mine), self.tuning.patience)
         return mine
 
     def _grow(self) -> None:
@@ -819,9 +817,7 @@ class Store:
     def resume(self) -> None:
         """Go on: the next call opens the files again."""
         self._leaving = False
-        while self._paused:
-            with self._paused.pop():
-                pass
+        give_back(self._paused)
 
     def forget(self) -> None:
         """In a forked child: begin anew with the next call.
@@ -862,13 +858,14 @@ class _LockFile:
             self.close()
 
 
-def take(fd: int, patience: float, pause: float = 0.0) -> None:
+def take(fd: int, patience: float, pause: float = 0.0, kind: int = LOCK_EX) -> None:
     """Wait for the other workers, but not for ever: one of them may be stopped.
 
-    ``pause`` is how many seconds it sleeps between two tries, at first.
+    ``pause`` is how many seconds it sleeps between two tries, at first; ``kind`` is ``LOCK_EX``, or
+    ``LOCK_SH`` for who only looks.
     """
     try:
-        return flock(fd, LOCK_EX | LOCK_NB)
+        return flock(fd, kind | LOCK_NB)
     except BlockingIOError:
         pass
     deadline = time.monotonic() + patience
@@ -877,7 +874,7 @@ def take(fd: int, patience: float, pause: float = 0.0) -> None:
         tries += 1
         time.sleep(pause)
         try:
-            return flock(fd, LOCK_EX | LOCK_NB)
+            return flock(fd, kind | LOCK_NB)
         except BlockingIOError:
             # Who only yields takes the processor from the one that works, so it soon sleeps.
             if tries > 1:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ...core import clock, forks
 from ...core.errors import ProviderUnavailable
-from ...core.locks import Hold, Lock
+from ...core.locks import Hold, Lock, give_back
 from .store import Store, Tuning
 
 _stores: dict[str, Store] = {}
@@ -81,9 +81,7 @@ def _before_fork() -> None:
 def _after_fork_in_parent() -> None:
     for store in _stores.values():
         store.resume()
-    while _paused:
-        with _paused.pop():
-            pass
+    give_back(_paused)
 
 
 @forks.in_child

@@ -15,7 +15,7 @@ from weakref import WeakSet
 
 from ...core import forks
 from ...core.errors import ConfigError, ProviderError, ProviderUnavailable
-from ...core.locks import Hold, Lock
+from ...core.locks import Hold, Lock, give_back
 from .drivers import Driver, Trouble
 
 T = TypeVar("T")
@@ -310,9 +310,7 @@ class Links:
             self._close_idle()
 
     def after_in_parent(self) -> None:
-        while self._held:
-            with self._held.pop():
-                pass
+        give_back(self._held)
         self._forking = False
 
     def after_in_child(self) -> None:

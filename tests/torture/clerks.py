@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import os
 import random
-import threading
 import time
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from math import inf
 from pathlib import Path
@@ -52,9 +53,12 @@ class Clerk:
                 time.sleep(max(0.0, (number + 1) * self._stretch - now))
                 continue
             done += 1
-            self._ask(session, "create" if done == 1 else self._random.choice(KINDS))
+            kind = "create" if done == 1 else self._random.choice(KINDS)
+            if not self._ask(session, kind):
+                done = MOST  # what nobody knows of may have come at any time: ever longer to judge
 
-    def _ask(self, session: int, kind: str) -> None:
+    def _ask(self, session: int, kind: str) -> bool:
+        """Whether there was an answer."""
         name, number = self._random.choice("xy"), self._random.randrange(1000)
         args = {"put": [name, number], "add": [name, number], "drop": [name]}.get(kind, [])
         self._note("?", time.monotonic(), session, kind, *args)
@@ -63,8 +67,9 @@ class Clerk:
         except (SessionGone, KeyTaken):
             answer = False
         except ProviderUnavailable:
-            return  # who knows what was done
+            return False  # who knows what was done
         self._note("!", time.monotonic(), answer)
+        return True
 
     def _note(self, *what: object) -> None:
         os.write(self._fd, json.dumps(what).encode() + b"\n")
@@ -105,26 +110,35 @@ class Clerk:
 def hire(
     make: Callable[[], Provider], folder: Path, name: str, stretch: float, until: float
 ) -> int:
-    """A process with two threads that work; its number. It ends at ``until``."""
+    """A process with two threads that work; its number. It ends at ``until``, with 0 if all
+    that went wrong was an outage."""
     child = os.fork()
     if child:
         return child
+    code = 1
     try:
-        provider = make()
-        threads = [
-            threading.Thread(
-                target=Clerk(provider, folder / f"{name}-{n}", stretch, f"{name}-{n}").work,
-                args=(until,),
-            )
-            for n in range(2)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        provider = _opened(make, until)
+        clerks = [Clerk(provider, folder / f"{name}-{n}", stretch, f"{name}-{n}") for n in range(2)]
+        with ThreadPoolExecutor(len(clerks)) as pool:
+            for work in [pool.submit(clerk.work, until) for clerk in clerks]:
+                work.result()
         provider.close()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
     finally:
-        os._exit(0)
+        os._exit(code)
+
+
+def _opened(make: Callable[[], Provider], until: float) -> Provider:
+    """Made as soon as it can be: a disk may be full, a server frozen."""
+    while True:
+        try:
+            return make()
+        except ProviderUnavailable:
+            if time.monotonic() > until:
+                os._exit(0)
+            time.sleep(0.01)
 
 
 def read_journals(folder: Path) -> Iterator[list[Op]]:

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,10 +27,12 @@ from flask_hybridsession.providers.sql import SqlProvider
 from tests.overlap.web import Browser, Server
 from tests.providers.sql.databases import emptied
 from tests.servers import Server as Backend
-from tests.servers import postgresql_url
+from tests.servers import children, postgresql_url, running
 
 from .clerks import hire, read_journals
 from .history import UNKNOWN, Op, State, explains, smallest, story
+from .test_disk_full import SMALL, fill_up, make_room
+from .test_uwsgi import program as uwsgi
 
 SITE = Path(__file__).with_name("site_history.py")
 #: Sessions of a round, clients of each, and requests of a client.
@@ -38,8 +41,35 @@ KINDS = ["put", "put", "add", "add", "drop", "read", "read", "read", "rename", "
 ENDS = ["logout", "clear"]
 
 
-@pytest.fixture(scope="module", params=["hybrid", "redis", "sql"])
+class Uwsgi:
+    """The same app under uWSGI: its workers are made by a fork that Python knows nothing of."""
+
+    def __init__(self, backend: Backend) -> None:
+        assert backend._process is not None
+        self.port = backend.port
+        self._master = backend._process.pid
+
+    def workers(self) -> list[int]:
+        return children(self._master)
+
+
+@contextmanager
+def under_uwsgi(folder: Path) -> Iterator[Uwsgi]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OVERLAP_FOLDER", str(folder))
+        patch.setenv("OVERLAP_PROVIDER", "hybrid")
+        patch.setenv("OVERLAP_URL", "")
+        asked = uwsgi("--processes", "3", "--threads", "4", site=SITE.stem, ready="/begin")
+        with running(asked) as backend:
+            yield Uwsgi(backend)
+
+
+@pytest.fixture(scope="module", params=["hybrid", "hybrid, uwsgi", "redis", "sql"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    if request.param == "hybrid, uwsgi":
+        with under_uwsgi(tmp_path_factory.mktemp("s")) as server:
+            yield server
+        return
     backend: Callable[[str], Backend] = request.getfixturevalue
     url = ""
     if request.param == "redis":
@@ -55,7 +85,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 class Session:
     """One session, and what its clients noted."""
 
-    def __init__(self, server: Server, seed: int) -> None:
+    def __init__(self, server: Server | Uwsgi, seed: int) -> None:
         self.random = random.Random(seed)
         self.server = server
         self.ops: list[Op] = []
@@ -109,7 +139,7 @@ class Session:
 
 
 @contextmanager
-def killed(server: Server, seed: int) -> Iterator[None]:
+def killed(server: Server | Uwsgi, seed: int) -> Iterator[None]:
     """Workers are killed at random meanwhile."""
     over, random_ = threading.Event(), random.Random(seed)
 
@@ -129,7 +159,7 @@ def killed(server: Server, seed: int) -> Iterator[None]:
 
 
 def test_an_order_explains_all_answers(
-    server: Server, rounds: Callable[[int], Iterator[int]]
+    server: Server | Uwsgi, rounds: Callable[[int], Iterator[int]]
 ) -> None:
     count = 0
     for seed in rounds(2):
@@ -201,15 +231,57 @@ class Copies:
             shutil.copy(self.directory / name, old)
 
 
+class Fills:
+    """A file system that is full now and then."""
+
+    def __init__(self, mount: Path) -> None:
+        self.mount = mount
+
+    def __call__(self, random_: random.Random) -> None:
+        fill_up(self.mount)
+        time.sleep(random_.uniform(0.01, 0.1))
+        make_room(self.mount)
+
+
+@contextmanager
+def small_file_system(path: Path) -> Iterator[Path]:
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={SMALL}", "none", str(path)]
+    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", str(path)], check=True)
+
+
 def nothing(_: random.Random) -> None:
     """Only workers are killed."""
 
 
-@pytest.fixture(params=["hybrid", "hybrid, older files", "redis", "redis, frozen", "postgresql"])
+PLACES = [
+    *("hybrid", "hybrid, older files", "hybrid, full disk"),
+    *("redis", "redis, frozen"),
+    "postgresql",
+]
+
+
+@pytest.fixture(params=PLACES)
 def place(
     request: pytest.FixtureRequest, fast_path: Path, tmp_path: Path
-) -> tuple[Callable[[], Provider], float, Callable[[random.Random], None]]:
+) -> Iterator[tuple[Callable[[], Provider], float, Callable[[random.Random], None]]]:
     """How a provider is made; how long clerks work on one session; and what goes wrong."""
+    if request.param != "hybrid, full disk":
+        yield _place(request, fast_path, tmp_path)
+        return
+    with small_file_system(fast_path / "full") as mount:
+        make = partial(HybridProvider, mount / "store", compact_bytes=50_000, compact_factor=1.1)
+        yield make, 0.01, Fills(mount)
+
+
+def _place(
+    request: pytest.FixtureRequest, fast_path: Path, tmp_path: Path
+) -> tuple[Callable[[], Provider], float, Callable[[random.Random], None]]:
     kind, _, fault = request.param.partition(", ")
     if kind == "hybrid":
         directory = fast_path / "sessions"

@@ -37,7 +37,7 @@ MODES = {
 }
 
 
-def program(*options: str) -> Program:
+def program(*options: str, site: str = "site_uwsgi", ready: str = "/look") -> Program:
     binary = str(Path(sys.prefix) / "bin" / "uwsgi")
     return Program(
         binary,
@@ -45,10 +45,10 @@ def program(*options: str) -> Program:
         lambda port, folder: [
             *(binary, "--master", "--need-app", "--die-on-term", "--disable-logging"),
             *("--virtualenv", sys.prefix, "--pythonpath", str(ROOT), "--chdir", str(ROOT)),
-            *("--http-socket", f"{HOST}:{port}", "--module", "tests.torture.site_uwsgi:app"),
+            *("--http-socket", f"{HOST}:{port}", "--module", f"tests.torture.{site}:app"),
             *options,
         ],
-        lambda port: says(port, b"GET /look HTTP/1.0\r\n\r\n", b"HTTP/1.0 200"),
+        lambda port: says(port, f"GET {ready} HTTP/1.0\r\n\r\n".encode(), b"HTTP/1.0 200"),
     )
 
 
@@ -140,13 +140,16 @@ def visit(port: int, shared: Visitor, over: threading.Event, dice: random.Random
 def disturb(master: int, end: float, dice: random.Random) -> tuple[int, int]:
     """Kill workers at random, and now and then reload all of them."""
     kills = reloads = 0
+    again_at = 0.0
     while time.monotonic() < end:
         time.sleep(dice.random() / 4)
         workers = children(master)
-        if dice.random() < 0.1 or not reloads:
+        if time.monotonic() > again_at:
             os.kill(master, signal.SIGHUP)
             reloads += 1
             time.sleep(0.7)
+            # It starts itself anew, and has no handler until then: another SIGHUP would end it.
+            again_at = time.monotonic() + dice.uniform(4, 8)
         elif workers:
             with suppress(ProcessLookupError):
                 os.kill(dice.choice(workers), signal.SIGKILL)

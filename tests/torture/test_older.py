@@ -79,7 +79,10 @@ class History:
         self.workers: list[InProcess] = []
 
     def start(self) -> InProcess:
-        worker = InProcess(partial(HybridProvider, self.directory, sync_interval=0.2))
+        # By the clock of the tests a log is old at once, and would be compacted at any time.
+        worker = InProcess(
+            partial(HybridProvider, self.directory, sync_interval=0.2, compact_age=1e12)
+        )
         self.workers.append(worker)
         return worker
 

@@ -163,8 +163,10 @@ class Scene:
             assert other.submit(self.provider.load, key(1), NOW).result(20) is not None
             other.submit(self.provider.commit, key(1), Change({"m": b"1"}), NOW).result(20)
         store = self.provider._store
-        for lock in (store._turns, store._syncs, store._builds, store._starts):
+        for lock in (store._turns, store._syncs, store._starts):
             wait_until(lock.is_free)  # the keeper may be at it
+        with store.building():
+            pass  # whoever compacts next is let in
         wait_until(self.others_may_write)
         record = self.provider.load(key(1), NOW)
         assert record is not None
@@ -213,6 +215,22 @@ def test_at_any_bytecode(scene: Scene, work: str, kept: bool, minutes: float) ->
             raise AssertionError(f"interrupted at {tracer.place}, bytecode {number}") from problem
     errors.clear()
     assert scene.provider.check() == []
+
+
+@pytest.mark.parametrize("durability", ["always"])
+def test_who_compacts_next_is_let_in(scene: Scene) -> None:
+    """Nobody waits for that lock: what a kept traceback has in hand comes back all the same."""
+    scene.prepare()
+    scene.compact()
+    places = []
+    for number in range(1, 100):
+        scene.prepare()
+        tracer = Tracer(number)
+        error = tracer.run(scene.compact)
+        if tracer.place.endswith("(building)"):
+            places.append(error)
+            assert scene.provider.compact()
+    assert len(places) > 3
 
 
 class InRequests:

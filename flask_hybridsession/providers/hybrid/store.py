@@ -59,6 +59,8 @@ _PAUSE = 0.0005
 _COURTESY = 0.0006
 #: Seconds that one who purges waits for another who does.
 _SWEEPER = 1.0
+#: Seconds after which a lock that is still held is held by somebody who is at work.
+_LEFT_BEHIND = 0.5
 #: Seconds within which every worker has noticed that its image is not the one in place.
 _NOTICED = 3.0
 #: Seconds in which two changes of a directory may get the same time: file systems take that of the
@@ -647,13 +649,14 @@ class Store:
     def building(self) -> Hold:
         """While another image than ours is open. It must not cross a fork either.
 
-        Raises ``BlockingIOError`` when another thread is at it, or forks.
+        Raises ``BlockingIOError`` when another thread is at it, or forks: after a while, in which a
+        hold that was left behind comes back.
         """
         forks.look()
-        hold = self._builds.try_take()
-        if hold is None:
-            raise BlockingIOError
-        return hold
+        try:
+            return self._builds.take(_LEFT_BEHIND)
+        except ProviderUnavailable:
+            raise BlockingIOError from None
 
     def linger(self, fd: int) -> None:
         """Close a file later: to free a large one takes long, and who does it must not be a writer.

@@ -464,7 +464,7 @@ def _open(path: str, space: int, readers: int, create: bool, readonly: bool) -> 
                 sync=False,
                 metasync=False,
                 readahead=False,
-                meminit=False,
+                meminit=True,  # else what was freed on the heap, ids too, gets into the file
                 max_dbs=5,
                 max_readers=readers,
                 max_spare_txns=16,

@@ -211,3 +211,23 @@ def test_a_map_that_is_too_small_for_the_log_grows_at_recovery(tmp_path: Path) -
     provider = HybridProvider(tmp_path, map_bytes=1 << 18)
     assert content(provider) == before
     provider.close()
+
+
+SECRET = b"the id in a cookie of a visitor."
+
+
+def leave_secrets(path: Path) -> None:
+    """A worker gives memory back to the heap, and then writes much at once."""
+    provider = HybridProvider(path)
+    for name in range(2000):
+        create(provider, name, puts={"a": b"x" * 500})
+    pages = [SECRET * (100 + number % 60) for number in range(3000)]
+    del pages[::2]
+    assert provider.compact()
+    provider.close()
+
+
+def test_no_memory_of_the_process_gets_into_the_file(tmp_path: Path) -> None:
+    """A page is written whole, also where nothing was put into it."""
+    run(leave_secrets, tmp_path)
+    assert SECRET not in (tmp_path / "image").read_bytes()
